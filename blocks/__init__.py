@@ -1,0 +1,1 @@
+"""The outside world: one class per kind of thing crossgap connects to."""
