@@ -1,0 +1,1 @@
+"""What tasks of every subject share: retries, progress, reports and locks."""

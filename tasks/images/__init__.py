@@ -1,0 +1,1 @@
+"""Container images: what hosts have, what they lack, and how it gets there."""

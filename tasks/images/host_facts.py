@@ -1,0 +1,166 @@
+"""Reads from a host what matters for shipping images to it, in four short commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from blocks.errors import CommandFailed, CrossgapError
+from tasks.images.docker_cli import checked, docker, explain_failure, unexplained
+from tasks.images.facts import (
+    Disk,
+    EngineFacts,
+    HostFacts,
+    ImageFacts,
+    parse_disk,
+    parse_engine_info,
+    parse_image,
+)
+
+if TYPE_CHECKING:
+    from blocks.host import Host
+
+# A busy engine answers inspect late while it loads an image.
+ANSWER_SECONDS = 120.0
+
+# The place itself may not exist yet; then it will lie where its parent does.
+_DF = """\
+case $1 in "~"|"~/"*) path=$HOME${1#"~"} ;; *) path=$1 ;; esac
+while [ ! -e "$path" ] && [ "$path" != / ] && [ "$path" != . ]; do path=$(dirname "$path"); done
+df -Pk "$path\""""
+
+
+def read_host(host: Host, wanted: Sequence[ImageFacts]) -> HostFacts:
+    """Read a host's engine, disks, and what it has of some images.
+
+    Args:
+        host: The host.
+        wanted: The images in question.
+
+    Returns:
+        The facts; nothing on the host is changed.
+
+    Raises:
+        EngineUnavailable: Docker is not installed there or does not run.
+        PermissionRefused: The user may not use Docker there.
+        CrossgapError: As for `Host.run`.
+    """
+    engine = read_engine_facts(host)
+    inspected = _inspect(host, _questions(wanted))
+    return HostFacts(
+        host=host.label,
+        architecture=engine.architecture,
+        engine_version=engine.version,
+        store=engine.store,
+        docker_root=engine.image_root,
+        docker_root_disk=_read_disk(host, engine.image_root, sudo=True),
+        staging_disk=_read_disk(host, host.work_dir, sudo=False),
+        images=_named(inspected, wanted, engine),
+        twins=_twins(inspected, wanted),
+    )
+
+
+def read_engine_facts(host: Host) -> EngineFacts:
+    """Read what kind of engine a host runs.
+
+    Raises:
+        CrossgapError: As for `read_host`.
+    """
+    result = docker(host, "info", "--format", "{{json .}}", timeout=ANSWER_SECONDS)
+    info = _json(checked(result, "describe its engine", host.label), host)
+    errors = info.get("ServerErrors")
+    if errors:
+        # Clients from 18.09 to 27 print these and end with exit code 0.
+        text = "\n".join(map(str, errors))
+        raise explain_failure(text, host.label) or unexplained(
+            text, "describe its engine", host.label
+        )
+    return parse_engine_info(info)
+
+
+def read_images(host: Host, wanted: Sequence[ImageFacts]) -> Mapping[str, ImageFacts]:
+    """Read again what a host has under the names of some images.
+
+    Args:
+        host: The host.
+        wanted: The images in question.
+
+    Returns:
+        What is there, by name; names that are not there are left out.
+
+    Raises:
+        CrossgapError: As for `read_host`.
+    """
+    engine = read_engine_facts(host)
+    return _named(_inspect(host, [image.lookup for image in wanted]), wanted, engine)
+
+
+def _questions(wanted: Sequence[ImageFacts]) -> list[str]:
+    """Ask for names, and for contents that may be there under other names."""
+    names = [image.lookup for image in wanted]
+    return list(dict.fromkeys(names + [i.config_digest for i in wanted if i.config_digest]))
+
+
+def _inspect(host: Host, names: Sequence[str]) -> list[dict[str, Any]]:
+    result = docker(host, "image", "inspect", *names, timeout=ANSWER_SECONDS)
+    complaints = [
+        line
+        for line in result.stderr.splitlines()
+        if line.strip() and not re.search(r"no such (?:image|object)", line, re.IGNORECASE)
+    ]
+    # Exit code 1 with nothing but missing names is an answer; what exists is printed.
+    if result.exit_code != 0 and (complaints or not result.stdout.strip()):
+        checked(result, "inspect images", host.label)
+    found = _json(result.stdout, host)
+    return [dict(image) for image in found]
+
+
+def _named(
+    inspected: Sequence[Mapping[str, Any]], wanted: Sequence[ImageFacts], engine: EngineFacts
+) -> dict[str, ImageFacts]:
+    by_name = {name: image for image in inspected for name in _names(image)}
+    return {
+        image.name: parse_image(by_name[image.lookup], image.name, engine.store)
+        for image in wanted
+        if image.lookup in by_name
+    }
+
+
+def _names(image: Mapping[str, Any]) -> list[str]:
+    return [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ()), str(image["Id"])]
+
+
+def _twins(inspected: Sequence[Mapping[str, Any]], wanted: Sequence[ImageFacts]) -> dict[str, str]:
+    by_id = {str(image["Id"]): image for image in inspected}
+    twins: dict[str, str] = {}
+    for image in wanted:
+        twin = by_id.get(image.config_digest)
+        if twin is not None:
+            others = [name for name in twin.get("RepoTags") or () if name != image.name]
+            twins[image.name] = others[0] if others else image.config_digest
+    return twins
+
+
+def _read_disk(host: Host, path: str, *, sudo: bool) -> Disk:
+    result = host.run(["sh", "-c", _DF, "sh", path], timeout=60, sudo=sudo)
+    try:
+        return parse_disk(result.stdout)
+    except ValueError as error:
+        raise _unreadable(f"df of {path}", result.stdout, host) from error
+
+
+def _json(text: str, host: Host) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _unreadable("docker", text, host) from error
+
+
+def _unreadable(what: str, text: str, host: Host) -> CrossgapError:
+    return CommandFailed(
+        f"the answer of {what} is not understood ({text.strip()[:200]!r})",
+        host.label,
+        "See whether something on that host stands in for the real command.",
+    )

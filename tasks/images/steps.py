@@ -1,0 +1,189 @@
+"""The steps of shipping images, as the tasks that an operator sees in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from blocks.hosts import load_host
+from blocks.logs import logger
+from tasks.common.progress import HostProgress
+from tasks.common.retry import retrying
+from tasks.images import act, archive, host_facts, pull, source, staging
+from tasks.images.archive import ArchiveFacts
+from tasks.images.facts import HostFacts, ImageFacts
+from tasks.images.plan import Tag
+from tasks.images.pull import PullPolicy
+
+# The slowest engines that we have met unpack 5 MB/s.
+_LOAD_RATE = 5e6
+_LOAD_LEAST = 900.0
+
+
+@task(task_run_name="read {names} from the source engine", cache_policy=NO_CACHE, **retrying())
+def read_source(
+    names: Sequence[str], pull_policy: PullPolicy, mirrors: Sequence[str]
+) -> tuple[ImageFacts, ...]:
+    """Read the wanted images from the source engine, pulling what has to be pulled.
+
+    Args:
+        names: Image names.
+        pull_policy: When to pull.
+        mirrors: Hosts that mirror Docker Hub.
+
+    Returns:
+        The images, in the order of the names.
+
+    Raises:
+        CrossgapError: As for `tasks.images.pull.ensure_images`.
+    """
+    with HostProgress("ship-images", "pull") as progress:
+        return pull.ensure_images(names, pull=pull_policy, mirrors=mirrors, progress=progress)
+
+
+@task(task_run_name="check {path}", cache_policy=NO_CACHE)
+def check_archives(path: str) -> tuple[ArchiveFacts, ...]:
+    """Read image archives from end to end, proving every layer.
+
+    Args:
+        path: A `docker save` file, or a folder of them.
+
+    Returns:
+        What they hold.
+
+    Raises:
+        CrossgapError: As for `tasks.images.archive.read_archives`.
+    """
+    with HostProgress("ship-images", "archive") as progress:
+        archives = archive.read_archives(Path(path), progress)
+        progress.done()
+    return archives
+
+
+@task(task_run_name="look at {host}", cache_policy=NO_CACHE, **retrying())
+def look_at_host(host: str, wanted: Sequence[ImageFacts]) -> HostFacts:
+    """Read a host's engine, disks, and which of the images it has.
+
+    Args:
+        host: Name of the host's block.
+        wanted: The images in question.
+
+    Returns:
+        The facts.
+
+    Raises:
+        CrossgapError: As for `tasks.images.host_facts.read_host`.
+    """
+    return host_facts.read_host(load_host(host), wanted)
+
+
+@task(task_run_name="save {images.__len__} images", cache_policy=NO_CACHE, **retrying())
+def save_images(images: Sequence[ImageFacts]) -> ArchiveFacts:
+    """Have the source engine save images in one archive.
+
+    Args:
+        images: What to save.
+
+    Returns:
+        The archive, in this machine's spool.
+
+    Raises:
+        CrossgapError: As for `tasks.images.source.save_images`.
+    """
+    with HostProgress("ship-images", "save") as progress:
+        saved = source.save_images(images, source.spool_dir(), progress)
+        progress.done()
+    return saved
+
+
+@task(task_run_name="load {title} on {host}", cache_policy=NO_CACHE, **retrying())
+def load_archive(
+    host: str,
+    staged: str,
+    sha256: str,
+    size: int,
+    title: str,  # noqa: ARG001 - names the task run
+) -> None:
+    """Load an archive that lies on a host into its engine.
+
+    Args:
+        host: Name of the host's block.
+        staged: The archive's path there.
+        sha256: Its hash, which names the job that loads it.
+        size: Its bytes, which set the deadline.
+        title: What it is, for the name of the task run.
+
+    Raises:
+        CrossgapError: As for `tasks.images.act.load`.
+    """
+    log = logger()
+    act.load(
+        load_host(host),
+        staged,
+        act.load_job_name(sha256),
+        timeout=_LOAD_LEAST + size / _LOAD_RATE,
+        on_output=lambda text: log.info("%s: %s", host, text.strip()),
+    )
+
+
+@task(task_run_name="tag {tag.image.name} on {host}", cache_policy=NO_CACHE, **retrying())
+def tag_image(host: str, tag: Tag) -> None:
+    """Give an image that a host has under another name the wanted one.
+
+    Args:
+        host: Name of the host's block.
+        tag: What to tag and how.
+
+    Raises:
+        CrossgapError: As for `tasks.images.act.tag`.
+    """
+    act.tag(load_host(host), tag.existing, tag.image.name)
+
+
+@task(task_run_name="verify images on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
+def verify_images(host: str, wanted: Sequence[ImageFacts]) -> None:
+    """Prove that a host has the wanted images, by configuration and layers.
+
+    Args:
+        host: Name of the host's block.
+        wanted: The images.
+
+    Raises:
+        CrossgapError: As for `tasks.images.act.verify_content`.
+    """
+    act.verify_content(load_host(host), wanted)
+
+
+@task(task_run_name="start {image.name} on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
+def start_image(host: str, image: ImageFacts) -> str:
+    """Prove that a host can start a container of an image.
+
+    Args:
+        host: Name of the host's block.
+        image: The image.
+
+    Returns:
+        How it was proven, in words.
+
+    Raises:
+        CrossgapError: As for `tasks.images.act.verify_start`.
+    """
+    return act.verify_start(load_host(host), image, str(flow_run.id or "by hand"))
+
+
+@task(task_run_name="clean up on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
+def clean_up(host: str, staged: Sequence[str]) -> None:
+    """Remove staged archives from a host, and what forgotten runs left there.
+
+    Args:
+        host: Name of the host's block.
+        staged: The archives of this run.
+
+    Raises:
+        CrossgapError: As for `Host.run`.
+    """
+    staging.remove(load_host(host), staged)

@@ -1,0 +1,1 @@
+"""Bytes to hosts: resumable, verified, limited. What every subject that moves files uses."""

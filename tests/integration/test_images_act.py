@@ -1,0 +1,261 @@
+"""Images onto real hosts of both kinds: read, planned, loaded, proven, and what goes wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from blocks.errors import (
+    CommandFailed,
+    Damaged,
+    DiskFull,
+    EngineUnavailable,
+    NotFound,
+    PermissionRefused,
+)
+from blocks.ssh_host import SSHHost
+from tasks.images.act import (
+    IMAGE_LABEL,
+    RUN_LABEL,
+    load,
+    load_job_name,
+    tag,
+    verify_content,
+    verify_start,
+)
+from tasks.images.archive import ArchiveFacts, read_archive
+from tasks.images.docker_cli import docker
+from tasks.images.facts import ImageFacts
+from tasks.images.host_facts import read_host
+from tasks.images.plan import Keep, Send, Tag, plan_shipment
+from tests.lab import ImageSpec, LabHost, LayerSpec, write_archive
+
+pytestmark = pytest.mark.integration
+
+Connect = Callable[..., SSHHost]
+STAGED = "~/.crossgap/staging/images.tar"
+DATA = LayerSpec({"opt/data": 2_000_000}, seed=51)
+APP = ImageSpec("crossgap-act/app:1", [DATA])
+OTHER = ImageSpec("crossgap-act/other:1", [DATA, LayerSpec({"opt/more": 100_000}, seed=52)])
+
+
+@dataclass(frozen=True)
+class Target:
+    """A host of the lab from both sides, and an archive to bring there."""
+
+    host: SSHHost
+    side: LabHost
+    archive: ArchiveFacts
+
+    @property
+    def images(self) -> tuple[ImageFacts, ...]:
+        return self.archive.images
+
+    def stage(self) -> None:
+        self.host.run(["mkdir", "-p", self.host.expand("~/.crossgap/staging")], timeout=30)
+        self.host.put(self.archive.path, STAGED)
+
+    def load(self) -> None:
+        load(self.host, STAGED, load_job_name(self.archive.sha256), timeout=120)
+
+    def containers(self) -> list[str]:
+        return docker(self.host, "ps", "-aq", timeout=60).stdout.split()
+
+
+def archived(folder: Path, *specs: ImageSpec) -> ArchiveFacts:
+    path = folder / "images.tar"
+    write_archive(path, specs)
+    return read_archive(path)
+
+
+@pytest.fixture
+def target(any_host: LabHost, connect: Connect, tmp_path: Path) -> Target:
+    return Target(connect(any_host), any_host, archived(tmp_path, APP, OTHER))
+
+
+@pytest.fixture
+def shipped(target: Target) -> Iterator[Target]:
+    """A host that has the images already."""
+    target.stage()
+    target.load()
+    yield target
+    docker(target.host, "rmi", "-f", *[image.name for image in target.images], timeout=60)
+
+
+def test_images_are_planned_loaded_proven_and_then_left_alone(target: Target) -> None:
+    before = read_host(target.host, target.images)
+    assert (before.architecture, before.store) == ("amd64", "graphdriver")
+    assert before.engine_version.startswith("20.10")
+    assert before.staging_free > 0
+    assert before.docker_root_free > 0
+    plan = plan_shipment(target.images, [before], [target.archive])
+    assert plan.problems == ()
+    assert plan.hosts[0].actions == tuple(Send(image) for image in target.images)
+
+    printed: list[str] = []
+    target.stage()
+    name = load_job_name(target.archive.sha256)
+    load(target.host, STAGED, name, timeout=120, on_output=printed.append)
+    assert "Loaded image: crossgap-act/app:1" in "".join(printed)
+    assert target.host.find_job(name, sudo=True) is None
+    verify_content(target.host, target.images)
+    for image in target.images:
+        assert verify_start(target.host, image, "run-1") == "started"
+    assert target.containers() == []
+
+    after = plan_shipment(target.images, [read_host(target.host, target.images)])
+    assert after.hosts[0].actions == tuple(Keep(image) for image in target.images)
+    assert after.parcels == ()
+
+
+def test_loading_twice_is_the_same_as_loading_once(shipped: Target) -> None:
+    shipped.load()
+    verify_content(shipped.host, shipped.images)
+
+
+def test_content_under_another_name_is_tagged_without_sending(shipped: Target) -> None:
+    renamed = replace(shipped.images[0], name="crossgap-act/renamed:1")
+    plan = plan_shipment([renamed], [read_host(shipped.host, [renamed])])
+    (action,) = plan.hosts[0].actions
+    assert action == Tag(renamed, "crossgap-act/app:1")
+    assert plan.parcels == ()
+    for _ in range(2):
+        tag(shipped.host, action.existing, renamed.name)
+    verify_content(shipped.host, [renamed])
+    docker(shipped.host, "rmi", renamed.name, timeout=60)
+
+
+def test_another_image_under_the_name_is_told_from_the_wanted_one(shipped: Target) -> None:
+    app, other = shipped.images
+    swapped = replace(other, name=app.name)
+    assert plan_shipment([swapped], [read_host(shipped.host, [swapped])]).hosts[0].actions == (
+        Tag(swapped, other.name),
+    )
+    with pytest.raises(Damaged, match="app:1 has other layers than its source"):
+        verify_content(shipped.host, [swapped])
+    with pytest.raises(Damaged, match="app:1 has another configuration"):
+        verify_content(shipped.host, [replace(app, config_digest="sha256:other")])
+    with pytest.raises(Damaged, match="nothing:1 is not there"):
+        verify_content(shipped.host, [replace(app, name="crossgap-act/nothing:1")])
+
+
+def test_an_archive_that_is_damaged_on_the_host_is_told_by_the_load(target: Target) -> None:
+    target.stage()
+    path = target.host.expand(STAGED)
+    target.host.run(["truncate", "-s", "1000000", path], timeout=30)
+    with pytest.raises(Damaged, match="damaged"):
+        target.load()
+    target.host.run(["rm", path], timeout=30)
+    with pytest.raises(NotFound, match="not there any more"):
+        target.load()
+
+
+def test_a_disk_that_fills_during_the_load_is_told_and_a_later_load_succeeds(
+    target: Target,
+) -> None:
+    target.stage()
+    target.side.fill_disk(leave_bytes=1 << 20)
+    try:
+        with pytest.raises(DiskFull):
+            target.load()
+    finally:
+        target.side.free_disk()
+    target.load()
+    verify_content(target.host, target.images)
+
+
+def test_an_engine_that_is_stopped_is_told_with_what_to_do(target: Target) -> None:
+    target.stage()
+    target.side.stop_engine()
+    try:
+        with pytest.raises(EngineUnavailable, match="systemctl start docker"):
+            read_host(target.host, target.images)
+        with pytest.raises(EngineUnavailable) as failed:
+            target.load()
+        assert failed.value.retryable
+    finally:
+        target.side.start_engine()
+    target.load()
+    verify_content(target.host, target.images)
+
+
+def test_a_user_outside_of_the_docker_group_is_told_to_use_sudo(
+    bare: LabHost, connect: Connect
+) -> None:
+    host = connect(bare, sudo="no")
+    with pytest.raises(PermissionRefused, match="Set 'sudo'"):
+        read_host(host, [])
+
+
+def test_a_load_that_already_runs_is_waited_for_not_started_again(target: Target) -> None:
+    target.stage()
+    name = load_job_name(target.archive.sha256)
+    mark = target.host.expand("~/.crossgap/staging/loaded-by-first")
+    script = 'sleep 2; docker load -i "$1" && touch "$2"'
+    argv = ["sh", "-c", script, "sh", target.host.expand(STAGED), mark]
+    target.host.start_job(argv, name=name, sudo=True)
+    target.load()
+    assert target.host.run(["ls", mark], timeout=30).stdout.strip() == mark
+    verify_content(target.host, target.images)
+
+
+def test_a_job_that_ended_earlier_is_not_taken_for_proof(target: Target) -> None:
+    target.stage()
+    name = load_job_name(target.archive.sha256)
+    target.host.start_job(["true"], name=name, sudo=True).wait(timeout=30)
+    target.load()
+    verify_content(target.host, target.images)
+
+
+BROKEN = ImageSpec("crossgap-act/broken:1", cmd=["/no/such/program"])
+DIES = ImageSpec("crossgap-act/dies:1", cmd=["sh", "-c", "exit 127"])
+ENDS = ImageSpec("crossgap-act/ends:1", cmd=["true"])
+SILENT = ImageSpec("crossgap-act/silent:1", cmd=[])
+
+
+def test_starting_proves_what_can_start_and_names_what_cannot(
+    any_host: LabHost, connect: Connect, tmp_path: Path
+) -> None:
+    target = Target(connect(any_host), any_host, archived(tmp_path, BROKEN, DIES, ENDS, SILENT))
+    target.stage()
+    target.load()
+    broken, dies, ends, silent = target.images
+    with pytest.raises(CommandFailed, match=r"broken:1 is there, .*does not start .*no/such"):
+        verify_start(target.host, broken, "run")
+    with pytest.raises(CommandFailed, match="exit code 127"):
+        verify_start(target.host, dies, "run")
+    assert verify_start(target.host, ends, "run") == "started"
+    assert verify_start(target.host, silent, "run").startswith("content; the image has no command")
+    assert target.containers() == []
+
+
+def test_only_containers_that_a_killed_check_of_this_image_left_are_removed(
+    shipped: Target,
+) -> None:
+    name = shipped.images[0].name
+    ours = ["--label", f"{IMAGE_LABEL}={name}", "--label", f"{RUN_LABEL}=killed"]
+    create = ["create", "--network", "none"]
+    left = docker(shipped.host, *create, *ours, name, timeout=60).stdout.strip()
+    theirs = docker(shipped.host, *create, name, timeout=60).stdout.strip()
+    try:
+        verify_start(shipped.host, shipped.images[0], "run")
+        remaining = shipped.containers()
+        assert not any(left.startswith(one) for one in remaining)
+        assert any(theirs.startswith(one) for one in remaining)
+    finally:
+        docker(shipped.host, "rm", "-f", theirs, timeout=60)
+
+
+def test_too_little_room_is_seen_before_anything_is_sent(target: Target) -> None:
+    target.side.fill_disk(leave_bytes=20 << 20)
+    try:
+        problems = plan_shipment(target.images, [read_host(target.host, target.images)]).problems
+    finally:
+        target.side.free_disk()
+    assert problems
+    assert all(isinstance(problem, DiskFull) for problem in problems)
+    assert re.search(r"are needed on /\S*, \S+ \S+ are free", str(problems[0]))

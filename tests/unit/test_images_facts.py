@@ -1,0 +1,198 @@
+"""Facts about images and hosts, from what Docker and df print."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tasks.images.facts import (
+    Disk,
+    ImageFacts,
+    docker_architecture,
+    parse_disk,
+    parse_engine_info,
+    parse_image,
+    parse_image_config,
+    parse_layer_sizes,
+    runs_on,
+    same_content,
+    unpacked_size,
+)
+
+LAYERS = ["sha256:" + "a" * 64, "sha256:" + "b" * 64]
+
+# The same image: as its configuration has it, and as two kinds of engine show it.
+CONFIG: dict[str, Any] = {
+    "architecture": "amd64",
+    "os": "linux",
+    "created": "2026-01-02T03:04:05.600000000Z",
+    "config": {"Cmd": ["/bin/sh"], "Env": ["A=1"], "Labels": None, "Hostname": "built-here"},
+    "rootfs": {"type": "layers", "diff_ids": LAYERS},
+}
+INSPECTED: dict[str, Any] = {
+    "Id": "sha256:" + "1" * 64,
+    "RepoTags": ["app:1"],
+    "Created": "2026-01-02T03:04:05.6Z",
+    "Architecture": "amd64",
+    "Os": "linux",
+    "Size": 12345,
+    "Config": {"Cmd": ["/bin/sh"], "Env": ["A=1"], "Labels": {}, "Entrypoint": None, "User": ""},
+    "RootFS": {"Type": "layers", "Layers": LAYERS},
+}
+
+
+def from_config(**changes: Any) -> ImageFacts:
+    return parse_image_config(json.dumps(CONFIG | changes).encode(), "app:1", (5, 7))
+
+
+def test_a_graph_drivers_image_id_is_its_config_digest_and_a_containerd_stores_is_not() -> None:
+    assert parse_image(INSPECTED, "app:1", "graphdriver").config_digest == INSPECTED["Id"]
+    shown = parse_image(INSPECTED, "app:1", "containerd")
+    assert (shown.config_digest, shown.image_id) == ("", INSPECTED["Id"])
+    assert (shown.size, shown.diff_ids) == (12345, tuple(LAYERS))
+
+
+def test_an_image_of_a_containerd_store_is_the_same_as_its_source_by_layers_and_settings() -> None:
+    assert same_content(from_config(), parse_image(INSPECTED, "other:2", "containerd"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "arm64"},
+        {"created": "2026-01-02T03:04:06Z"},
+        {"config": {"Cmd": ["/bin/bash"], "Env": ["A=1"]}},
+        {"config": {"Cmd": ["/bin/sh"], "Env": ["A=2"]}},
+        {"rootfs": {"type": "layers", "diff_ids": LAYERS[:1]}},
+        {"rootfs": {"type": "layers", "diff_ids": LAYERS[::-1]}},
+    ],
+)
+def test_any_difference_that_matters_makes_another_image(changes: dict[str, Any]) -> None:
+    assert not same_content(from_config(**changes), parse_image(INSPECTED, "a", "containerd"))
+
+
+def test_two_config_digests_decide_alone() -> None:
+    one = from_config()
+    assert same_content(one, replace(one, name="b", created="", config_fingerprint="x"))
+    assert not same_content(one, replace(one, config_digest="sha256:other"))
+
+
+def test_a_creation_time_never_set_is_the_same_however_it_is_written() -> None:
+    never = parse_image(INSPECTED | {"Created": "0001-01-01T00:00:00Z"}, "a", "containerd")
+    without = {key: value for key, value in CONFIG.items() if key != "created"}
+    image = parse_image_config(json.dumps(without).encode(), "a", ())
+    assert never.created == image.created == ""
+    assert same_content(never, image)
+
+
+def test_times_with_an_offset_keep_it() -> None:
+    assert from_config(created="2026-01-02T03:04:05.000+08:00").created == (
+        "2026-01-02T03:04:05+08:00"
+    )
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"{", b'"x"'])
+def test_what_is_no_image_configuration_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"image configuration|Expecting"):
+        parse_image_config(content, "a", ())
+
+
+def test_an_image_asked_for_by_digest_is_looked_up_by_its_config_digest() -> None:
+    pinned = replace(from_config(), name="app@sha256:" + "c" * 64)
+    assert pinned.lookup == pinned.config_digest
+    assert from_config().lookup == "app:1"
+
+
+def test_layer_sizes_come_from_history_when_the_count_fits() -> None:
+    history = [{"Size": 0}, {"Size": 7}, {"Size": 0}, {"Size": 5}]
+    assert parse_layer_sizes(history, 2) == (5, 7)
+    assert parse_layer_sizes(history, 3) == ()
+    assert parse_layer_sizes([], 2) == ()
+
+
+def test_shared_layers_are_counted_once_and_unknown_ones_with_their_image() -> None:
+    one = ImageFacts("a", "1", "1", ("x", "y"), "amd64", size=30, layer_sizes=(10, 20))
+    two = ImageFacts("b", "2", "2", ("x", "z"), "amd64", size=15, layer_sizes=(10, 5))
+    unknown = ImageFacts("c", "3", "3", ("x",), "amd64", size=10)
+    assert unpacked_size([one, two, replace(one, name="again")]) == 35
+    assert unpacked_size([one, two, unknown]) == 45
+    assert unpacked_size([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "host", "runs"),
+    [
+        ("amd64", "amd64", True),
+        ("arm64", "amd64", False),
+        ("amd64", "arm64", False),
+        ("386", "amd64", True),
+        ("amd64", "386", False),
+        ("", "arm64", True),
+    ],
+)
+def test_an_image_runs_on_its_own_architecture(image: str, host: str, runs: bool) -> None:
+    assert runs_on(ImageFacts("a", "", "", (), image), host) is runs
+
+
+def test_an_image_for_windows_runs_on_no_host() -> None:
+    assert not runs_on(ImageFacts("a", "", "", (), "amd64", os="windows"), "amd64")
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"), [("x86_64", "amd64"), ("aarch64", "arm64"), ("ppc64le", "ppc64le")]
+)
+def test_the_processor_goes_by_dockers_name(machine: str, name: str) -> None:
+    assert docker_architecture(machine) == name
+
+
+def test_the_kind_of_store_is_read_from_the_driver_status() -> None:
+    info: dict[str, Any] = {
+        "ServerVersion": "29.0.1",
+        "Architecture": "aarch64",
+        "DockerRootDir": "/data/docker",
+        "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+    }
+    facts = parse_engine_info(info)
+    assert (facts.version, facts.architecture) == ("29.0.1", "arm64")
+    assert (facts.store, facts.image_root) == ("containerd", "/var/lib/containerd")
+    facts = parse_engine_info(info | {"DriverStatus": [["Backing Filesystem", "extfs"]]})
+    assert (facts.store, facts.image_root) == ("graphdriver", "/data/docker")
+    assert parse_engine_info(info | {"DriverStatus": None}).store == "graphdriver"
+
+
+@pytest.mark.parametrize(
+    ("line", "disk"),
+    [
+        ("/dev/vda1 100 40 60 40% /", Disk("/dev/vda1", "/", 60 * 1024)),
+        ("overlay  99 9 0 100% /var/lib/docker", Disk("overlay", "/var/lib/docker", 0)),
+        ("nas:/my share 9 1 8 2% /mnt/my share", Disk("nas:/my share", "/mnt/my share", 8192)),
+        ("/dev/sda1 100 110 -10 110% /", Disk("/dev/sda1", "/", 0)),
+        ("tmpfs 5 0 5 - /run", Disk("tmpfs", "/run", 5120)),
+    ],
+)
+def test_a_line_of_df_is_read_whatever_the_names_hold(line: str, disk: Disk) -> None:
+    head = "Filesystem 1024-blocks Used Available Capacity Mounted on\n"
+    assert parse_disk(head + line + "\n") == disk
+
+
+def test_what_is_not_dfs_output_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a line of df"):
+        parse_disk("df: no such file")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        (Disk("/dev/sda1", "/", 1), Disk("/dev/sda1", "/", 1), True),
+        (Disk("/dev/sda1", "/data", 1), Disk("/dev/sda1", "/var/lib/docker", 1), True),
+        (Disk("overlay", "/a", 1), Disk("overlay", "/b", 1), False),
+        (Disk("/dev/sda1", "/", 1), Disk("/dev/sdb1", "/data", 1), False),
+    ],
+)
+def test_two_places_share_room_when_they_are_on_one_filesystem(
+    one: Disk, other: Disk, shared: bool
+) -> None:
+    assert one.shares_room_with(other) is shared
