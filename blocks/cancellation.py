@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -58,9 +59,17 @@ class Cancellation:
         self.check(where)
 
     def on_cancel(self, key: object, end: Callable[[], None]) -> None:
-        """Remember how to end something that would outlive this process."""
+        """Remember how to end something that would outlive this process.
+
+        Args:
+            key: Names it; what was remembered under an equal key is replaced.
+            end: Ends it; called at once when the run has been cancelled already.
+        """
         with self._lock:
-            self._endings[key] = end
+            if not self._event.is_set():
+                self._endings[key] = end
+                return
+        self._attempt(end)
 
     def ended(self, key: object) -> None:
         """Forget what `on_cancel` remembered under this key."""
@@ -73,26 +82,23 @@ class Cancellation:
         Returns:
             The errors of what could not be ended.
         """
-        self._event.set()
         with self._lock:
+            # Before the waiting threads wake, and forget what they waited for.
             endings = list(self._endings.values())
             self._endings.clear()
-        errors: list[Exception] = []
+            self._event.set()
+        with ThreadPoolExecutor(max_workers=max(1, len(endings))) as pool:
+            outcomes = pool.map(self._attempt, endings)
+        return [error for error in outcomes if error]
 
-        def attempt(end: Callable[[], None]) -> None:
-            try:
-                with cancellation_scope(Cancellation()):
-                    end()
-            except Exception as error:  # noqa: BLE001 - each ending gets its chance
-                errors.append(error)
-
-        threads = [threading.Thread(target=attempt, args=(end,), daemon=True) for end in endings]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            # Prefect follows SIGTERM with SIGKILL after 30 s.
-            thread.join(20)
-        return errors
+    @staticmethod
+    def _attempt(end: Callable[[], None]) -> Exception | None:
+        try:
+            with cancellation_scope(Cancellation()):
+                end()
+        except Exception as error:  # noqa: BLE001 - each ending gets its chance
+            return error
+        return None
 
 
 _current: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)

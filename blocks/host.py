@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from blocks import files, remote_job
 from blocks.cancellation import Cancellation, cancellation_scope, current_cancellation
@@ -212,9 +212,11 @@ class Host(ABC):
     `SSHHost` and `LocalHost` are saved as blocks. All paths may begin with `~`.
     """
 
-    work_dir: str
-    models_dir: str
-    patience: int
+    if TYPE_CHECKING:
+        # Fields of the blocks; declared here they would come first in their forms.
+        work_dir: str
+        models_dir: str
+        patience: int
 
     @property
     @abstractmethod

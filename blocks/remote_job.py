@@ -13,7 +13,8 @@ import posixpath
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -184,12 +185,19 @@ class RemoteJob:
             Cancelled: The run was cancelled; so was the job.
         """
         waiting = _Waiting(self, timeout, on_output)
-        cancellation = current_cancellation()
-        cancellation.on_cancel(self, self.cancel)
-        try:
+        with self.ended_when_cancelled():
             return waited_out(self.host, waiting.attempt)
+
+    @contextmanager
+    def ended_when_cancelled(self) -> Iterator[None]:
+        """Have the job ended when the run is cancelled in the body."""
+        cancellation = current_cancellation()
+        key = (self.host.label, self.folder)
+        cancellation.on_cancel(key, self.cancel)
+        try:
+            yield
         finally:
-            cancellation.ended(self)
+            cancellation.ended(key)
 
     def cancel(self) -> None:
         """End the job and everything it started: TERM, and KILL after some seconds."""
@@ -275,7 +283,9 @@ def start_job(host: Host, argv: Sequence[str], *, name: str, sudo: bool = False)
     # Made by the user, so that a job of root does not leave it to root.
     host.run(["mkdir", "-p", posixpath.dirname(job.folder)], timeout=60)
     full = ["sh", "-c", _START, "sh", job.folder, shlex.join(argv), _RUNNER, *argv]
-    result = host.run(full, timeout=60, check=False, sudo=sudo)
+    with job.ended_when_cancelled():
+        # Here already: the answer may be waited for when the cancellation comes.
+        result = host.run(full, timeout=60, check=False, sudo=sudo)
     if result.exit_code == 9:
         raise Conflict(
             f"the job {name} is already running",

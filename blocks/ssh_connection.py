@@ -334,7 +334,7 @@ class SSHProcess:
             sent = self._channel.send(data)
         except TimeoutError:
             raise
-        except OSError as error:
+        except (paramiko.SSHException, EOFError, OSError) as error:
             sent = 0
             self._check_alive(error)
         if not sent:
@@ -343,7 +343,7 @@ class SSHProcess:
 
     def close_input(self) -> None:
         """End standard input."""
-        with suppress(OSError, EOFError):
+        with suppress(paramiko.SSHException, EOFError, OSError):
             self._channel.shutdown_write()
 
     def read(self, timeout: float) -> tuple[bytes, bytes] | None:
@@ -380,7 +380,8 @@ class SSHProcess:
 
     def close(self) -> None:
         """Close the channel and give its place to the next one."""
-        self._channel.close()
+        with suppress(paramiko.SSHException, EOFError, OSError):
+            self._channel.close()
         release, self._release = self._release, lambda: None
         release()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import BlockType
-from pydantic import Field, HttpUrl, SecretStr
+from pydantic import Field, HttpUrl, SecretStr, field_validator
 
 from blocks.commands import CommandLine, SudoMode
 from blocks.errors import NotFound, SudoRefused
@@ -58,7 +58,6 @@ class JumpHost(Block):
         title="Address",
         description="Name or IP address, as this machine (or the jump host) reaches it.",
         examples=["10.0.3.17", "gpu1.example.org"],
-        json_schema_extra={"position": 0},
     )
     port: int = Field(
         default=22,
@@ -66,14 +65,12 @@ class JumpHost(Block):
         le=65535,
         title="Port",
         description="TCP port of sshd.",
-        json_schema_extra={"position": 1},
     )
     username: str = Field(
         default="root",
         title="User",
         description="Who logs in.",
         examples=["root", "operator"],
-        json_schema_extra={"position": 2},
     )
     known_hosts: str = Field(
         default="",
@@ -82,40 +79,42 @@ class JumpHost(Block):
             "Lines of OpenSSH's known_hosts for this host. To see and record them: "
             "python -m blocks.ssh_host scan ADDRESS --block NAME."
         ),
-        json_schema_extra={"position": 3, "format": "string"},
     )
-    private_key: SecretStr | None = Field(
-        default=None,
+    private_key: SecretStr = Field(
+        default=SecretStr(""),
         title="Private key",
         description="The whole private key file, from BEGIN to END.",
-        json_schema_extra={"position": 4},
     )
     private_key_path: str = Field(
         default="",
         title="Private key file",
         description="Or: the path of a private key on the worker's machine.",
         examples=["~/.ssh/id_ed25519"],
-        json_schema_extra={"position": 5},
     )
-    passphrase: SecretStr | None = Field(
-        default=None,
+    passphrase: SecretStr = Field(
+        default=SecretStr(""),
         title="Passphrase",
         description="What unlocks the private key, if it is locked.",
-        json_schema_extra={"position": 6},
     )
-    password: SecretStr | None = Field(
-        default=None,
+    password: SecretStr = Field(
+        default=SecretStr(""),
         title="Password",
         description="The login password; also answers keyboard-interactive prompts.",
-        json_schema_extra={"position": 7},
     )
     connect_timeout: float = Field(
         default=15,
         gt=0,
         title="Connect timeout (seconds)",
         description="How long each step of making a connection may take.",
-        json_schema_extra={"position": 13},
     )
+
+    @field_validator(
+        "private_key", "passphrase", "password", "sudo_password", mode="before", check_fields=False
+    )
+    @classmethod
+    def _none_is_empty(cls, value: object) -> object:
+        """Take None for empty: in the UI, a field that allows null is no password field."""
+        return "" if value is None else value
 
     @classmethod
     def _to_block_type(cls) -> BlockType:
@@ -146,14 +145,14 @@ class JumpHost(Block):
             port=self.port,
             username=self.username,
             private_keys=tuple(self._private_keys()),
-            passphrase=_revealed(self.passphrase),
-            password=_revealed(self.password),
+            passphrase=self.passphrase.get_secret_value(),
+            password=self.password.get_secret_value(),
             known_hosts=self.known_hosts,
             connect_timeout=self.connect_timeout,
         )
 
     def _private_keys(self) -> Iterator[str]:
-        if key := _revealed(self.private_key).strip():
+        if key := self.private_key.get_secret_value().strip():
             yield key
         if self.private_key_path:
             path = Path(self.private_key_path).expanduser()
@@ -195,40 +194,34 @@ class SSHHost(JumpHost, Host):
         default=None,
         title="Jump host",
         description="Another host to go through.",
-        json_schema_extra={"position": 8},
     )
     sudo: Literal["no", "passwordless", "password"] = Field(
         default="no",
         title="sudo",
         description="How this user becomes root for Docker and system files.",
-        json_schema_extra={"position": 9},
     )
-    sudo_password: SecretStr | None = Field(
-        default=None,
+    sudo_password: SecretStr = Field(
+        default=SecretStr(""),
         title="sudo password",
         description="What sudo asks for; empty means the login password.",
-        json_schema_extra={"position": 10},
     )
     work_dir: str = Field(
         default="~/.crossgap",
         title="Work folder",
         description="Where files are staged and jobs keep their logs; needs room for images.",
         examples=["~/.crossgap", "/data1/crossgap"],
-        json_schema_extra={"position": 11},
     )
     models_dir: str = Field(
         default="~/models",
         title="Models folder",
         description="Where models are kept.",
         examples=["~/models", "/data1/models"],
-        json_schema_extra={"position": 12},
     )
     patience: int = Field(
         default=28800,
         ge=0,
         title="Patience (seconds)",
         description="How long an outage during a transfer or job is waited out.",
-        json_schema_extra={"position": 14},
     )
 
     @property
@@ -247,7 +240,7 @@ class SSHHost(JumpHost, Host):
         return replace(super().login(), jump=jump, sudo_password=self._sudo_password())
 
     def _sudo_password(self) -> str:
-        return _revealed(self.sudo_password) or _revealed(self.password)
+        return self.sudo_password.get_secret_value() or self.password.get_secret_value()
 
     def _connection(self) -> Connection:
         from blocks.ssh_connection import connection_to
@@ -307,10 +300,6 @@ class SSHHost(JumpHost, Host):
                 yield server.server_address[1]
             finally:
                 server.shutdown()
-
-
-def _revealed(secret: SecretStr | None) -> str:
-    return secret.get_secret_value() if secret else ""
 
 
 def _join(one: socket.socket, other: Channel) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 
 from blocks.hosts import load_host
 from blocks.logs import logger
@@ -24,7 +24,22 @@ _LOAD_RATE = 5e6
 _LOAD_LEAST = 900.0
 
 
-@task(task_run_name="read {names} from the source engine", cache_policy=NO_CACHE, **retrying())
+def _counting(parameter: str, sentence: str) -> Callable[[], str]:
+    """Name a task run by how many things it is given, or by the one that it is given."""
+
+    def name() -> str:
+        given = task_run.parameters[parameter]
+        one = getattr(given[0], "name", given[0]) if len(given) == 1 else ""
+        return sentence.format(one or f"{len(given)} images")
+
+    return name
+
+
+@task(
+    task_run_name=_counting("names", "read {} from the source engine"),
+    cache_policy=NO_CACHE,
+    **retrying(),
+)
 def read_source(
     names: Sequence[str], pull_policy: PullPolicy, mirrors: Sequence[str]
 ) -> tuple[ImageFacts, ...]:
@@ -81,7 +96,7 @@ def look_at_host(host: str, wanted: Sequence[ImageFacts]) -> HostFacts:
     return host_facts.read_host(load_host(host), wanted)
 
 
-@task(task_run_name="save {images.__len__} images", cache_policy=NO_CACHE, **retrying())
+@task(task_run_name=_counting("images", "save {}"), cache_policy=NO_CACHE, **retrying())
 def save_images(images: Sequence[ImageFacts]) -> ArchiveFacts:
     """Have the source engine save images in one archive.
 

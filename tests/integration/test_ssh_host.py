@@ -227,7 +227,7 @@ def test_a_key_file_is_read_where_the_worker_runs(
 ) -> None:
     (tmp_path / "key").write_text(plain.private_key)
 
-    host = connect(plain, private_key=None, private_key_path=str(tmp_path / "key"))
+    host = connect(plain, private_key="", private_key_path=str(tmp_path / "key"))
 
     assert host.run(["id", "-un"], timeout=20).stdout == "root\n"
 

@@ -1,0 +1,1 @@
+"""How flows are offered: server settings, deployments, the demo."""

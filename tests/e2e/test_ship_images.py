@@ -1,0 +1,330 @@
+"""ship-images as operators run it: deployed, by a worker, through bad days."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment as start_run
+from prefect.states import Cancelling
+
+from blocks.ssh_host import SSHHost
+from deployments.runs import run_deployment, table_rows
+from deployments.server import PrivateServer
+from tests.lab import ImageShelf, ImageSpec, LabHost, LayerSpec
+
+MB = 1_000_000
+DEPLOYMENT = "ship-images/manual"
+BASE = LayerSpec({"base": 4 * MB}, seed=7)
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def worker(
+    server: PrivateServer, engine: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrivateServer]:
+    """A worker beside the source engine, with a spool of its own."""
+    spool = tmp_path_factory.mktemp("spool")
+    server.start_worker({"DOCKER_HOST": engine, "CROSSGAP_SPOOL": str(spool)})
+    yield server
+    server.stop_worker()
+
+
+@pytest.fixture
+def block(client: SyncPrefectClient) -> Callable[..., str]:
+    """Save a block for a host of the lab and return its name."""
+
+    def save(host: LabHost, name: str = "") -> str:
+        name = name or f"e2e-{host.name}"
+        SSHHost(**host.block_fields()).save(name, overwrite=True)
+        return name
+
+    return save
+
+
+@pytest.fixture
+def large(images: ImageShelf) -> str:
+    """An image of 40 MB."""
+    images.make("lab/large:1", [LayerSpec({"data": 40 * MB}, seed=9)])
+    return "lab/large:1"
+
+
+def start(image: str, *hosts: str) -> FlowRun:
+    run = start_run(DEPLOYMENT, parameters={"images": [image], "hosts": list(hosts)}, timeout=0)
+    assert isinstance(run, FlowRun)
+    return run
+
+
+def ended(client: SyncPrefectClient, run_id: UUID, seconds: float = 240) -> FlowRun:
+    def finished() -> FlowRun | None:
+        run = client.read_flow_run(run_id)
+        return run if run.state and run.state.is_final() else None
+
+    return wait_for(finished, seconds)
+
+
+def wait_for(look: Callable[[], T | None], seconds: float = 60) -> T:
+    """Return what `look` finds, as soon as it finds something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"it did not come to be within {seconds} s")
+
+
+def logs_of(client: SyncPrefectClient, run_id: UUID) -> str:
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    return "\n".join(log.message for log in client.read_logs(wanted, limit=200))
+
+
+def artifacts_of(client: SyncPrefectClient, run_id: UUID) -> dict[str, Any]:
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    return {str(item.key): item.data for item in client.read_artifacts(artifact_filter=wanted)}
+
+
+def images_on(host: LabHost) -> set[str]:
+    return set(host.run(["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"]).split())
+
+
+def staged_on(host: LabHost) -> list[str]:
+    found = host.run(
+        ["sh", "-c", f"find {host.home}/.crossgap/staging -type f 2>/dev/null || true"]
+    )
+    return [Path(path).name for path in found.split()]
+
+
+def working_on(host: LabHost) -> list[str]:
+    return [
+        line
+        for _, line in host.processes()
+        if "docker load" in line or ".part" in line or "docker-untar" in line
+    ]
+
+
+def process_of(run_id: UUID) -> int:
+    """Return the pid of the process that executes a flow run."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                environment = (folder / "environ").read_bytes()
+                command = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in environment and b"python" in command:
+                return int(folder.name)
+    raise AssertionError(f"no process executes {run_id}")
+
+
+def test_a_run_from_the_command_line_leaves_its_record(
+    worker: PrivateServer,
+    client: SyncPrefectClient,
+    block: Callable[..., str],
+    plain: LabHost,
+    bare: LabHost,
+    images: ImageShelf,
+) -> None:
+    specs = [
+        ImageSpec("lab/ragflow:v0.27.0", [BASE, LayerSpec({"app": 2 * MB}, seed=2)]),
+        ImageSpec("lab/redis:7.2-alpine", [BASE]),
+    ]
+    images.make_all(specs)
+    names = [spec.name for spec in specs]
+    hosts = [block(plain), block(bare)]
+    parameters = {"images": names, "hosts": hosts, "verify": "start"}
+
+    first = run_deployment(worker, DEPLOYMENT, parameters)
+    again = run_deployment(worker, DEPLOYMENT, parameters)
+
+    assert (first.exit_code, again.exit_code) == (0, 0), first.output + again.output
+    rows = table_rows(first.id, "ship-images-table")
+    assert {(row["image"], row["host"]) for row in rows} == {(i, h) for i in names for h in hosts}
+    assert {row["action"] for row in rows} == {"full"}
+    assert {row["verified"] for row in rows} == {"started"}
+    rows = table_rows(again.id, "ship-images-table")
+    assert {(row["action"], row["bytes sent"]) for row in rows} == {("present", 0)}
+
+    artifacts = artifacts_of(client, first.id)
+    assert artifacts["ship-images-summary"].startswith("**Done: Ship 2 images to")
+    for host in hosts:
+        assert artifacts[f"ship-images-progress-{host}"] == 100
+    assert client.read_flow_run(first.id).name == f"Ship 2 images to {', '.join(hosts)}"
+
+    everything = first.output + logs_of(client, first.id) + str(artifacts)
+    for secret in (bare.password, bare.sudo_password, plain.private_key.splitlines()[1]):
+        assert secret not in everything
+
+
+def test_a_failed_run_says_why_in_its_state_and_its_summary(
+    worker: PrivateServer,
+    client: SyncPrefectClient,
+    block: Callable[..., str],
+    plain: LabHost,
+    plain2: LabHost,
+    large: str,
+) -> None:
+    hosts = [block(plain), block(plain2)]
+    plain2.stop_engine()
+
+    run = run_deployment(worker, DEPLOYMENT, {"images": [large], "hosts": hosts})
+
+    assert run.exit_code == 1
+    state = client.read_flow_run(run.id).state
+    assert state
+    assert state.type == StateType.FAILED
+    assert "the Docker engine does not answer. Start it there" in str(state.message)
+    summary = artifacts_of(client, run.id)["ship-images-summary"]
+    assert summary.startswith("**Failed:")
+    assert "systemctl start docker" in summary
+    assert large in images_on(plain)
+
+
+def test_a_link_that_is_down_for_a_minute_costs_nothing_that_had_arrived(
+    worker: PrivateServer,
+    client: SyncPrefectClient,
+    block: Callable[..., str],
+    plain: LabHost,
+    bare: LabHost,
+    large: str,
+) -> None:
+    hosts = {host: block(host) for host in (plain, bare)}
+    before = {host: host.bytes_received() for host in hosts}
+
+    def cut_for_a_minute(host: LabHost) -> None:
+        wait_for(lambda: host.bytes_received() - before[host] > 10 * MB)
+        host.cut()
+        time.sleep(60)
+        host.mend()
+
+    for host in hosts:
+        host.slow(60)
+    run = start(large, *hosts.values())
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(cut_for_a_minute, hosts))
+    state = ended(client, run.id).state
+
+    assert state
+    assert state.is_completed(), state.message
+    for host in hosts:
+        assert large in images_on(host)
+        # On the wire: the headers of TCP and SSH, and what was on its way when it was cut.
+        assert host.bytes_received() - before[host] < 41 * MB * 1.12 + 4 * MB
+    log = logs_of(client, run.id)
+    assert "Waiting for it up to" in log
+    assert "is back after" in log
+
+
+@pytest.mark.parametrize("moment", ["sending", "loading"])
+def test_a_cancelled_run_leaves_nothing_at_work_and_nothing_half_made(
+    worker: PrivateServer,
+    client: SyncPrefectClient,
+    block: Callable[..., str],
+    any_host: LabHost,
+    large: str,
+    moment: str,
+) -> None:
+    host = block(any_host)
+    run = _started_until(moment, any_host, host, large)
+
+    client.set_flow_run_state(run.id, Cancelling())
+    state = ended(client, run.id).state
+
+    assert state
+    assert state.is_cancelled(), state.message
+    wait_for(lambda: not working_on(any_host))
+    assert images_on(any_host) == set()
+    assert not [name for name in staged_on(any_host) if not name.startswith(".")]
+    assert any_host.run(["ls", "-A", f"{any_host.home}/.crossgap"]).split() != []
+    any_host.slow(None)
+    assert ended(client, start(large, host).id).state.is_completed()  # type: ignore[union-attr]
+    assert large in images_on(any_host)
+
+
+@pytest.mark.parametrize("moment", ["sending", "loading"])
+def test_a_run_that_was_killed_is_taken_up_by_the_next(
+    worker: PrivateServer,
+    client: SyncPrefectClient,
+    block: Callable[..., str],
+    any_host: LabHost,
+    large: str,
+    moment: str,
+) -> None:
+    host = block(any_host)
+    before = any_host.bytes_received()
+    run = _started_until(moment, any_host, host, large)
+
+    os.kill(process_of(run.id), signal.SIGKILL)
+    any_host.slow(None)
+    killed = ended(client, run.id).state
+    second = start(large, host)
+    if moment == "loading":
+        # The job of the first run still runs when the second comes to it.
+        wait_for(lambda: _is_loading(client, second.id), 180)
+        any_host.run(["pkill", "-CONT", "-x", "docker"])
+    state = ended(client, second.id).state
+
+    assert killed
+    assert killed.is_crashed()
+    assert state
+    assert state.is_completed(), state.message
+    assert large in images_on(any_host)
+    assert any_host.bytes_received() - before < 41 * MB * 1.12 + 4 * MB
+    assert staged_on(any_host) == []
+    assert "took over the stale lock" in logs_of(client, second.id)
+
+
+def test_two_runs_with_two_blocks_for_one_machine_take_turns(
+    worker: PrivateServer,
+    client: SyncPrefectClient,
+    block: Callable[..., str],
+    plain: LabHost,
+    large: str,
+) -> None:
+    runs = [start(large, block(plain, name)) for name in ("e2e-one", "e2e-two")]
+
+    states = [ended(client, run.id).state for run in runs]
+
+    assert all(state and state.is_completed() for state in states)
+    actions = [table_rows(run.id, "ship-images-table")[0]["action"] for run in runs]
+    assert sorted(actions) == ["full", "present"]
+
+
+def _started_until(moment: str, host: LabHost, name: str, image: str) -> FlowRun:
+    before = host.bytes_received()
+    if moment == "sending":
+        host.slow(60)
+        run = start(image, name)
+        wait_for(lambda: host.bytes_received() - before > 15 * MB)
+        return run
+    run = start(image, name)
+    wait_for(lambda: host.bytes_received() - before > 15 * MB)
+    # The load is held up for as long as the test wants.
+    host.run(["pkill", "-STOP", "-x", "dockerd"])
+    wait_for(lambda: "docker" in host.run(["ps", "-eo", "comm="]).split())
+    host.run(["pkill", "-STOP", "-x", "docker"])
+    host.run(["pkill", "-CONT", "-x", "dockerd"])
+    return run
+
+
+def _is_loading(client: SyncPrefectClient, run_id: UUID) -> bool:
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+    tasks = client.read_task_runs(flow_run_filter=wanted)
+    return any(task.name.startswith("load") and task.state.is_running() for task in tasks)  # type: ignore[union-attr]
