@@ -10,8 +10,8 @@ PYTHON := $(BIN)/python
 LISTEN ?= 127.0.0.1
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-unit test-integration test-e2e torture ui screenshots \
-	register lint format lock clean
+.PHONY: help setup packages demo test test-unit test-integration test-e2e torture ui \
+	screenshots register lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ $(STAMP): requirements.lock pyproject.toml
 		--no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
+packages: $(STAMP) ## the Debian packages that the tests need, installed when root
+	@$(PYTHON) -m tests.packages
+
 demo: $(STAMP) ## two pretend servers, a Prefect server, and images shipped twice
 	@$(PYTHON) -m deployments.demo
 
@@ -39,7 +42,7 @@ screenshots: $(STAMP) ## docs/images/*.png from the demo's history
 register: $(STAMP) ## block types and deployments, to the server that PREFECT_API_URL names
 	@$(PYTHON) -m deployments.register
 
-test: $(STAMP) ## all tests but the long ones (PYTEST_ARGS='-k name' picks some)
+test: $(STAMP) packages ## all tests but the long ones (PYTEST_ARGS='-k name' picks some)
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 test-unit test-integration test-e2e: test-%: $(STAMP)

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 from blocks.errors import Cancelled
+from blocks.logs import logger
 
 
 class Cancellation:
@@ -76,11 +77,10 @@ class Cancellation:
         with self._lock:
             self._endings.pop(key, None)
 
-    def cancel(self) -> list[Exception]:
+    def cancel(self) -> None:
         """Wake every waiting thread and end everything remembered, side by side.
 
-        Returns:
-            The errors of what could not be ended.
+        What cannot be ended is named in the log.
         """
         with self._lock:
             # Before the waiting threads wake, and forget what they waited for.
@@ -88,17 +88,16 @@ class Cancellation:
             self._endings.clear()
             self._event.set()
         with ThreadPoolExecutor(max_workers=max(1, len(endings))) as pool:
-            outcomes = pool.map(self._attempt, endings)
-        return [error for error in outcomes if error]
+            contexts = [copy_context() for _ in endings]
+            list(pool.map(lambda context, end: context.run(self._attempt, end), contexts, endings))
 
     @staticmethod
-    def _attempt(end: Callable[[], None]) -> Exception | None:
+    def _attempt(end: Callable[[], None]) -> None:
         try:
             with cancellation_scope(Cancellation()):
                 end()
         except Exception as error:  # noqa: BLE001 - each ending gets its chance
-            return error
-        return None
+            logger().warning("Something that this run started may still be at work: %s", error)
 
 
 _current: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)

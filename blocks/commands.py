@@ -4,7 +4,8 @@ Everything is pure. Commands are lists of arguments until here; this is the only
 place that quotes. A host may have any login shell, startup files that print, and
 a sudo that asks for a password:
 
-* The line starts `/bin/sh`, so that bash, csh and fish all do the same.
+* The line starts `/bin/sh` and says the rest in octal wherever csh or fish read
+  single quotes in their own way (line breaks, exclamation marks, backslashes).
 * A mark, new for every command, is printed on both streams before the command
   itself. What comes before it (banners, startup files, sudo's lecture) is noise
   and thrown away; a mark that never comes means that the command never began.
@@ -20,6 +21,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+# What csh or fish do not take literally between single quotes, and the quote itself.
+_OCTAL = str.maketrans({char: f"\\0{ord(char):03o}" for char in "\\!'\n"})
 
 SudoMode = Literal["no", "passwordless", "password"]
 
@@ -100,10 +104,10 @@ def command_line(
 
 
 def _through_sh(script: str, *arguments: str) -> str:
-    words = ["exec", "/bin/sh", "-c", script]
     if arguments:
-        words += ["sh", *arguments]
-    return " ".join(shlex.quote(word) for word in words)
+        script = f"set -- {shlex.join(arguments)}\n{script}"
+    decoded = 'eval "$(printf %b "$0")"'
+    return f"exec /bin/sh -c '{decoded}' '{script.translate(_OCTAL)}'"
 
 
 class MarkedOutput:

@@ -2,7 +2,8 @@
 
 A file travels under a temporary name that holds the first digits of its SHA-256,
 so that a later run, in whatever process, goes on where an earlier one stopped.
-It is hashed on the far side with the tool that is there, and renamed when right.
+It is hashed on the far side with the tool that is there, and renamed when right;
+only its owner can read it, as servers are shared.
 Nothing but a POSIX shell and coreutils is asked of the host: no SFTP.
 """
 
@@ -12,16 +13,18 @@ import errno
 import hashlib
 import os
 import posixpath
-import re
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from blocks.disk import parse_disk
 from blocks.errors import (
     CommandFailed,
+    ConnectionLost,
     CrossgapError,
     Damaged,
     DiskFull,
@@ -41,13 +44,19 @@ Pace = Callable[[int], None]
 """Is told the bytes about to be sent, and may sleep to limit the rate."""
 
 CHUNK = 1 << 18
+BLOCK = 1 << 20
+
+# Bytes from which on a file is hashed by a job: a minute or so of an old disk.
+HASH_BY_JOB = 1 << 30
 
 # Seconds without a byte after which a connection that still answers is given up.
 STALL = 300.0
 
 _PREPARE = """\
 part=$1
+umask 077
 mkdir -p "${part%/*}" || exit 3
+[ ! -L "$part" ] || { echo "Permission denied: $part is a link" >&2; exit 5; }
 old=$(cat "$part.writer" 2>/dev/null)
 if [ -n "$old" ] && tr '\\0' '\\n' <"/proc/$old/cmdline" 2>/dev/null | grep -qxF -e "$part"; then
     kill -TERM "-$old" 2>/dev/null || kill "$old" 2>/dev/null
@@ -60,8 +69,11 @@ df -Pk "${part%/*}" | tail -n 1"""
 # Reports the size every second, so that progress is what arrived, not what was sent.
 _APPEND = """\
 part=$1
+umask 077
 echo $$ >"$part.writer" || exit 4
-( while sleep 1 </dev/null >/dev/null 2>&1; do wc -c <"$part"; done ) &
+( while sleep 1 </dev/null >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+    wc -c <"$part"
+done ) &
 reporter=$!
 cat >>"$part"
 code=$?
@@ -74,7 +86,15 @@ elif command -v openssl >/dev/null; then exec openssl dgst -sha256 -r <"$1"
 else exec shasum -a 256 <"$1"
 fi"""
 
-_FINISH = 'mv -f "$1" "$2" && rm -f "$1.writer"'
+_READ = 'exec dd if="$1" bs="$2" skip="$3" 2>/dev/null'
+
+# mv would put the file into a folder of that name.
+_FINISH = """\
+[ ! -d "$2" ] || { echo "$2 is a folder" >&2; exit 1; }
+mv -f "$1" "$2" && rm -f "$1.writer\""""
+
+# 128 + SIGHUP, SIGKILL, SIGTERM, and what we say where sshd reports a signal.
+_ENDED_BY_SIGNAL = (129, 137, 143, 255)
 
 _STAT = '[ -f "$1" ] || exit 3; [ -r "$1" ] || exit 4; wc -c <"$1"'
 
@@ -96,19 +116,6 @@ class Transfer:
     seconds: float
 
 
-def available_bytes(usage: str) -> int:
-    """Read the free space out of a line of `df -Pk`.
-
-    Args:
-        usage: The line of one file system; device and mount point may hold spaces.
-
-    Returns:
-        The bytes that an ordinary user may still write.
-    """
-    columns = re.search(r"\s(\d+)\s+(\d+)\s+(-?\d+)\s+\d+%", usage)
-    return int(columns[3]) * 1024 if columns else 0
-
-
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a local file, in hexadecimal."""
     with path.open("rb") as stream:
@@ -121,17 +128,33 @@ def remote_sha256(host: Host, path: str, size: int) -> str:
     Args:
         host: Where the file is.
         path: Its absolute path.
-        size: Its size in bytes, which sets the deadline.
+        size: Its size in bytes. Large files are hashed by a job, which outlives
+            a connection that drops meanwhile.
 
     Returns:
         The SHA-256 in hexadecimal.
 
     Raises:
+        TimedOut: The disk reads less than 10 MB/s.
         CrossgapError: As for `Host.run`.
     """
     # The slowest disks that we have met read 10 MB/s.
-    result = host.run(_sh(_HASH, path), timeout=120 + size / 10e6)
-    return result.stdout.split()[0]
+    timeout = 120 + size / 10e6
+    if size < HASH_BY_JOB:
+        return host.run(_sh(_HASH, path), timeout=timeout).stdout.split()[0]
+    name = f"hash-{size}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+    job = host.find_job(name)
+    if job is None or job.look().state != "running":
+        job = host.start_job(_sh(_HASH, path), name=name)
+    result = job.wait(timeout=timeout)
+    job.forget()
+    if result.exit_code != 0:
+        raise CommandFailed(
+            f"{path} could not be read to its end ({result.log_tail.strip()[-200:]})",
+            host.label,
+            "Look at the host's disk (dmesg, smartctl).",
+        )
+    return result.log_tail.split()[0]
 
 
 def put(
@@ -166,9 +189,9 @@ def put(
     begin = time.monotonic()
     if not local.is_file():
         raise NotFound("there is no such file here", str(local))
-    sending = _Sending(
-        host, local, local.stat().st_size, sha256 or sha256_of(local), progress, pace
-    )
+    with _local_errors(local):
+        known = sha256 or sha256_of(local)
+    sending = _Sending(host, local, local.stat().st_size, known, progress, pace)
     return waited_out(host, lambda outage: sending.attempt(remote, outage, begin))
 
 
@@ -220,7 +243,6 @@ class _Sending:
             start = self._prepare(part)
             if self._found is None:
                 self._found = start
-            outage.over()
             if start < self._size:
                 self._append(part, start, outage)
             if remote_sha256(self._host, part, self._size) == self._sha256:
@@ -258,7 +280,8 @@ class _Sending:
         if start > self._size:
             self._remove(part)
             return self._prepare(part)
-        free = available_bytes(usage)
+        free = parse_disk(usage, self._host.label).free
+        self._last_count = start
         if free < self._size - start:
             self._remove(part)
             raise _no_room(self._host, posixpath.dirname(part), self._size - start, free)
@@ -272,14 +295,13 @@ class _Sending:
                 return False
             said.extend(pair[1])
             if counts := pair[0].split():
-                outage.over()
-                self._report(int(counts[-1]), command)
+                self._hear(int(counts[-1]), command, outage)
             return True
 
         with self._host.start(_sh(_APPEND, part), timeout=STALL, has_input=True) as command:
-            with suppress(BrokenPipeError), self._local.open("rb") as stream:
+            with suppress(BrokenPipeError), _opened(self._local) as stream:
                 stream.seek(start)
-                while chunk := stream.read(CHUNK):
+                while chunk := _read(stream, self._local):
                     if self._pace:
                         self._pace(len(chunk))
                     command.write(chunk)
@@ -289,14 +311,28 @@ class _Sending:
             while listen(command, 0.5):
                 pass
             code = command.finish()
+        if code in _ENDED_BY_SIGNAL:
+            raise ConnectionLost(
+                f"the writer of {part} was ended from outside",
+                self._host.label,
+                "The host is shutting down, or somebody ended the user's processes.",
+            )
         if code != 0:
-            self._remove(part)
-            raise _writing_failed(self._host, part, said.decode("utf-8", "replace"))
+            error = _writing_failed(self._host, part, said.decode("utf-8", "replace"))
+            if isinstance(error, DiskFull):
+                # On a shared server others need the room now; anything else can be gone on with.
+                self._remove(part)
+            raise error
 
-    def _report(self, arrived: int, command: RunningCommand | None = None) -> None:
-        if command and arrived > self._last_count:
+    def _hear(self, count: int, command: RunningCommand, outage: Outage) -> None:
+        """Take a size that the far side reports, while the part grows."""
+        if count > self._last_count:
+            outage.over()
             command.extend(STALL)
-        self._last_count = arrived
+        self._last_count = count
+        self._report(count)
+
+    def _report(self, arrived: int) -> None:
         self._arrived = max(self._arrived, min(arrived, self._size))
         if self._progress:
             self._progress(self._arrived, self._size)
@@ -349,34 +385,47 @@ class _Fetching:
         self._pace = pace
         self._received = 0
         self._found: int | None = None
+        self._sha256 = ""
         self._wrong_hashes = 0
 
     def attempt(self, remote: str, outage: Outage, begin: float) -> Transfer:
         source = self._host.expand(remote)
         size = self._size(source)
-        sha256 = remote_sha256(self._host, source, size)
-        outage.over()
-        self._local.parent.mkdir(parents=True, exist_ok=True)
-        part = self._local.with_name(f".{self._local.name}.{sha256[:16]}.part")
-        try:
-            self._fetch(source, part, size, outage)
-            with part.open("rb") as stream:
-                os.fsync(stream.fileno())
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise _local_failure(self._local, error) from error
-        if sha256_of(part) != sha256:
+        if not self._sha256:
+            self._sha256 = remote_sha256(self._host, source, size)
+        with _local_errors(self._local):
+            self._local.parent.mkdir(parents=True, exist_ok=True)
+            part = self._local.with_name(f".{self._local.name}.{self._sha256[:16]}.part")
+            self._check_room(part, size)
+            try:
+                self._fetch(source, part, size, outage)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+            if sha256_of(part) == self._sha256:
+                part.replace(self._local)
+                seconds = time.monotonic() - begin
+                return Transfer(self._received, self._found or 0, self._sha256, seconds)
             part.unlink()
-            self._wrong_hashes += 1
-            if self._wrong_hashes > 1:
-                raise Damaged(
-                    f"{source} arrived damaged twice, or changes while it is read",
-                    self._host.label,
-                    "Let whatever writes to it finish, then start again.",
-                )
-            return self.attempt(remote, outage, begin)
-        part.replace(self._local)
-        return Transfer(self._received, self._found or 0, sha256, time.monotonic() - begin)
+        self._sha256 = ""
+        self._wrong_hashes += 1
+        if self._wrong_hashes > 1:
+            raise Damaged(
+                f"{source} arrived damaged twice, or changes while it is read",
+                self._host.label,
+                "Let whatever writes to it finish, then start again.",
+            )
+        return self.attempt(remote, outage, begin)
+
+    def _check_room(self, part: Path, size: int) -> None:
+        needed = size - (part.stat().st_size if part.exists() else 0)
+        free = shutil.disk_usage(part.parent).free
+        if needed > free:
+            raise DiskFull(
+                f"{needed / 1e9:.2f} GB are needed here, {free / 1e9:.2f} GB are free",
+                str(part.parent),
+                "Free space here, then start again.",
+            )
 
     def _size(self, source: str) -> int:
         result = self._host.run(_sh(_STAT, source), timeout=30, check=False)
@@ -384,30 +433,38 @@ class _Fetching:
             raise NotFound(f"there is no file {source}", self._host.label)
         if result.exit_code == 4:
             raise PermissionRefused(f"the user may not read {source}", self._host.label)
+        if result.exit_code != 0:
+            raise self._host.command_failed(["wc", "-c", source], result)
         return int(result.stdout)
 
     def _fetch(self, source: str, part: Path, size: int, outage: Outage) -> None:
         with part.open("ab") as stream:
-            start = stream.tell()
+            # dd seeks by whole blocks; tail would read all that came before.
+            blocks = stream.tell() // BLOCK
+            stream.truncate(blocks * BLOCK)
+            stream.seek(0, os.SEEK_END)
             if self._found is None:
-                self._found = start
-            if start >= size:
-                return
-            tail = ["tail", "-c", f"+{start + 1}", source]
-            with self._host.start(tail, timeout=STALL) as command:
-                command.close_input()
-                while (pair := command.read()) is not None:
-                    if not pair[0]:
-                        continue
-                    stream.write(pair[0])
-                    self._received += len(pair[0])
-                    outage.over()
-                    command.extend(STALL)
-                    if self._pace:
-                        self._pace(len(pair[0]))
-                    if self._progress:
-                        self._progress(stream.tell(), size)
-                command.finish()
+                self._found = stream.tell()
+            if stream.tell() < size or not size:
+                self._copy(_sh(_READ, source, str(BLOCK), str(blocks)), stream, size, outage)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _copy(self, argv: list[str], stream: BinaryIO, size: int, outage: Outage) -> None:
+        with self._host.start(argv, timeout=STALL) as command:
+            command.close_input()
+            while (pair := command.read()) is not None:
+                if not pair[0]:
+                    continue
+                stream.write(pair[0])
+                self._received += len(pair[0])
+                outage.over()
+                command.extend(STALL)
+                if self._pace:
+                    self._pace(len(pair[0]))
+                if self._progress:
+                    self._progress(stream.tell(), size)
+            command.finish()
 
 
 def _sh(script: str, *arguments: str) -> list[str]:
@@ -445,7 +502,28 @@ def _writing_failed(host: Host, path: str, said: str) -> CrossgapError:
     )
 
 
-def _local_failure(local: Path, error: OSError) -> CrossgapError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("the disk here filled up", str(local.parent), "Free space, start again.")
-    return PermissionRefused(f"cannot be written ({error.strerror})", str(local))
+@contextmanager
+def _local_errors(local: Path) -> Iterator[None]:
+    """Turn what this machine's file system says into errors that an operator understands."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                "the disk here filled up", str(local.parent), "Free space, then start again."
+            ) from error
+        raise PermissionRefused(
+            f"the file here cannot be used ({error.strerror})",
+            str(local),
+            "Check the rights of the user who runs the worker, and the disk.",
+        ) from error
+
+
+def _opened(local: Path) -> BinaryIO:
+    with _local_errors(local):
+        return local.open("rb")
+
+
+def _read(stream: BinaryIO, local: Path) -> bytes:
+    with _local_errors(local):
+        return stream.read(CHUNK)

@@ -1,8 +1,4 @@
-"""Host keys: what is recorded, what a host shows, and how to compare them.
-
-The format of the records is that of OpenSSH's known_hosts file (sshd(8), "SSH
-KNOWN_HOSTS FILE FORMAT"), hashed names included.
-"""
+"""Host keys: what is recorded, what a host shows, and how to compare them."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from blocks.errors import ChangedHostKey, InvalidInput, UnknownHostKey
+from blocks.host_key_record import HostKeyRecord, is_record, parse_record
 
 if TYPE_CHECKING:
     import paramiko
@@ -21,7 +18,8 @@ _ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 
 def host_key_name(address: str, port: int) -> str:
     """Return the name under which known_hosts records a host."""
-    return address if port == 22 else f"[{address}]:{port}"
+    name = address.strip().lower()
+    return name if port == 22 else f"[{name}]:{port}"
 
 
 def fingerprint(key: paramiko.PKey) -> str:
@@ -33,6 +31,37 @@ def fingerprint(key: paramiko.PKey) -> str:
 def known_hosts_line(address: str, port: int, key: paramiko.PKey) -> str:
     """Return the line that records a host's key."""
     return f"{host_key_name(address, port)} {key.get_name()} {key.get_base64()}"
+
+
+def recorded_anew(text: str, address: str, port: int, key: paramiko.PKey) -> str:
+    """Make a key the only one that is recorded for a host.
+
+    Args:
+        text: What is recorded so far, in known_hosts format.
+        address: The host's address.
+        port: Its port.
+        key: Its key.
+
+    Returns:
+        The text with the new line last. Gone are other keys of this host and lines that
+        are no host keys; comments, other hosts and revoked keys stay.
+    """
+    name = host_key_name(address, port)
+    kept = [_without(line, name) for line in text.splitlines()]
+    return "\n".join([*filter(None, kept), known_hosts_line(address, port, key)])
+
+
+def _without(line: str, name: str) -> str | None:
+    if not is_record(line):
+        return line
+    try:
+        record = parse_record(line)
+    except ValueError:
+        return None
+    if record.revoked or not record.matches(name):
+        return line
+    rest = record.without(name)
+    return None if rest is None else str(rest)
 
 
 class KnownHosts:
@@ -47,33 +76,29 @@ class KnownHosts:
     """
 
     def __init__(self, text: str, where: str) -> None:
-        from paramiko.hostkeys import HostKeyEntry
-
         self._where = where
-        self._entries: list[HostKeyEntry] = []
+        self._records: list[HostKeyRecord] = []
         for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip() or line.lstrip().startswith("#"):
+            if not is_record(line):
                 continue
             try:
-                entry = HostKeyEntry.from_line(line.strip(), number)
-            except Exception:  # noqa: BLE001 - paramiko raises what its parser met
-                entry = None
-            if entry is None or entry.key is None:
+                self._records.append(parse_record(line))
+            except ValueError as error:
                 raise InvalidInput(
                     f"line {number} of known_hosts is not a host key",
                     where,
                     "Record the key anew: python -m blocks.ssh_host scan ADDRESS --block NAME",
-                )
-            self._entries.append(entry)
+                ) from error
 
     def keys(self, address: str, port: int) -> list[paramiko.PKey]:
-        """Return the keys recorded for a host."""
-        from paramiko.hostkeys import HostKeys
+        """Return the keys recorded for a host and not revoked, in the order of their lines."""
+        about = self._about(address, port)
+        revoked = {record.key.asbytes() for record in about if record.revoked}
+        return [record.key for record in about if record.key.asbytes() not in revoked]
 
-        table = HostKeys()
-        table._entries = self._entries  # type: ignore[attr-defined]
-        found = table.lookup(host_key_name(address, port))
-        return [] if found is None else list(found.values())
+    def _about(self, address: str, port: int) -> list[HostKeyRecord]:
+        name = host_key_name(address, port)
+        return [record for record in self._records if record.matches(name)]
 
     def algorithms(self, address: str, port: int) -> list[str]:
         """Return the algorithms that can prove a recorded key, to ask the host for those."""
@@ -90,13 +115,20 @@ class KnownHosts:
 
         Raises:
             UnknownHostKey: Nothing is recorded for this host.
-            ChangedHostKey: Something else is recorded.
+            ChangedHostKey: Something else is recorded, or this key is revoked.
         """
         recorded = self.keys(address, port)
         if any(key.asbytes() == shown.asbytes() for key in recorded):
             return
-        scan = f"python -m blocks.ssh_host scan {address} --port {port} --block NAME"
         print_ = f"{shown.get_name()} {fingerprint(shown)}"
+        if any(it.key.asbytes() == shown.asbytes() for it in self._about(address, port)):
+            raise ChangedHostKey(
+                f"it shows a key that is recorded as revoked: {print_}",
+                self._where,
+                "Somebody else may have this key: ask who runs the host for a new one. Only if "
+                "it was revoked by mistake, take the line @revoked out of the block's host keys.",
+            )
+        scan = f"python -m blocks.ssh_host scan {address} --port {port} --block NAME"
         if not recorded:
             raise UnknownHostKey(
                 f"its host key is not recorded; it shows {print_}",

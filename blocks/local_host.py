@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, cast
@@ -19,6 +21,9 @@ from blocks.commands import CommandLine, SudoMode
 from blocks.errors import InvalidInput
 from blocks.host import Host
 from blocks.logo import logo, with_served_logo
+
+# Seconds between SIGTERM and SIGKILL.
+GRACE = 5.0
 
 
 class LocalHost(Host, Block):
@@ -127,10 +132,13 @@ class LocalProcess:
 
     def write(self, data: bytes) -> int:
         """Write some of the data; raise `TimeoutError` when none is taken for 5 s."""
-        if not select.select([], [self._stdin], [], 5)[1]:
-            raise TimeoutError
-        # A pipe that is ready takes at least PIPE_BUF bytes without blocking.
-        return os.write(self._stdin.fileno(), data[: select.PIPE_BUF])
+        try:
+            if not select.select([], [self._stdin], [], 5)[1]:
+                raise TimeoutError
+            # A pipe that is ready takes at least PIPE_BUF bytes without blocking.
+            return os.write(self._stdin.fileno(), data[: select.PIPE_BUF])
+        except ValueError as error:  # closed by the thread that reads
+            raise BrokenPipeError(errno.EPIPE, "the command has ended") from error
 
     def close_input(self) -> None:
         """End standard input."""
@@ -140,7 +148,10 @@ class LocalProcess:
     def read(self, timeout: float) -> tuple[bytes, bytes] | None:
         """Return what came on both streams, or None when both have ended."""
         if not self._open:
-            return None
+            if self._process.poll() is not None:
+                return None
+            time.sleep(min(timeout, 0.05))  # it has closed its streams and lives on
+            return b"", b""
         out, err = b"", b""
         for descriptor in select.select(list(self._open), [], [], timeout)[0]:
             data = os.read(descriptor, 1 << 18)
@@ -160,10 +171,15 @@ class LocalProcess:
     def close(self) -> None:
         """End what still runs and close the streams."""
         self.close_input()
-        if self._process.poll() is None and self._open:
+        if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
         for stream in self._open.values():
             stream.close()
         self._open.clear()
-        self._process.wait()
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()

@@ -37,7 +37,11 @@ class Outage:
         self._tries = 0
 
     def over(self) -> None:
-        """Note that the host does its work again."""
+        """Note that the work has gone on: bytes came, or a job was heard of.
+
+        A connection alone proves nothing. On some lines small packets pass and
+        large ones do not.
+        """
         if self._since is not None:
             seconds = time.monotonic() - self._since
             logger().info("%s is back after %.0f s; going on.", self._host.label, seconds)
@@ -61,7 +65,8 @@ class Outage:
         if now - self._since > self._host.patience:
             raise error
         self._tries += 1
-        self._cancellation.pause(min(LONGEST_PAUSE, 0.5 * 2**self._tries), self._host.label)
+        pause = min(LONGEST_PAUSE, 0.5 * 2 ** min(self._tries, 10))
+        self._cancellation.pause(pause, self._host.label)
 
 
 def waited_out(host: Host, attempt: Callable[[Outage], T]) -> T:

@@ -9,6 +9,7 @@ ending the group ends all of it.
 
 from __future__ import annotations
 
+import codecs
 import posixpath
 import re
 import shlex
@@ -51,6 +52,7 @@ _START = (
     _IDENTITY
     + """\
 dir=$1; command=$2; runner=$3; shift 3
+umask 077
 if alive "$dir" && [ ! -f "$dir/exit" ]; then exit 9; fi
 rm -rf "$dir" && mkdir -p "$dir" || exit 1
 printf '%s\\n' "$command" >"$dir/command" && : >"$dir/log" || exit 1
@@ -88,6 +90,11 @@ _CANCEL = (
     _IDENTITY
     + """\
 dir=$1
+# A job that is just being started has yet to say who it is.
+tries=0
+while [ -f "$dir/command" ] && [ ! -f "$dir/pid" ] && [ $tries -lt 3 ]; do
+    tries=$((tries + 1)); sleep 1
+done
 alive "$dir" || exit 0
 group=$(sed 's/ .*//' "$dir/pid")
 kill -TERM "-$group" 2>/dev/null
@@ -159,9 +166,11 @@ class RemoteJob:
         if state == "running" and len(piece) < PIECE:
             # A line, and a character, that is still being written waits for its end.
             piece = piece[: max(piece.rfind(b"\n"), piece.rfind(b"\r")) + 1]
-        text = piece.decode("utf-8", "replace")
-        more = offset + len(piece) < int(size) and bool(piece)
-        return JobStatus(state, int(code), text, offset + len(piece), more)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        # A full piece may end inside a character; the next look begins with it.
+        text = decoder.decode(piece, final=len(piece) < PIECE)
+        end = offset + len(piece) - len(decoder.getstate()[0])
+        return JobStatus(state, int(code), text, end, end < int(size) and bool(piece))
 
     def tail(self, offset: int = 0) -> tuple[str, int]:
         """Return what the job printed behind an offset in bytes, and the next offset."""
@@ -230,7 +239,7 @@ class _Waiting:
         job, cancellation = self._job, current_cancellation()
         while True:
             status = job.look(self._offset)
-            outage.over()
+            outage.over()  # what was asked for has come
             self._take(status)
             if status.more:
                 continue
@@ -281,7 +290,9 @@ def start_job(host: Host, argv: Sequence[str], *, name: str, sudo: bool = False)
     """
     job = _job(host, name, sudo)
     # Made by the user, so that a job of root does not leave it to root.
-    host.run(["mkdir", "-p", posixpath.dirname(job.folder)], timeout=60)
+    host.run(
+        ["sh", "-c", 'umask 077; mkdir -p "$1"', "sh", posixpath.dirname(job.folder)], timeout=60
+    )
     full = ["sh", "-c", _START, "sh", job.folder, shlex.join(argv), _RUNNER, *argv]
     with job.ended_when_cancelled():
         # Here already: the answer may be waited for when the cancellation comes.

@@ -5,6 +5,12 @@ python -m blocks.ssh_host scan ADDRESS [--port N] [--block NAME]
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # Before the classes: Prefect warns of blocks that are defined twice.
+    from blocks.host_key_scan import main
+
+    raise SystemExit(main())
+
 import socket
 import socketserver
 import threading
@@ -26,7 +32,9 @@ from blocks.logo import logo, with_served_logo
 if TYPE_CHECKING:
     from paramiko.channel import Channel
 
-    from blocks.ssh_connection import Connection, Login, SSHProcess
+    from blocks.ssh_connection import Connection
+    from blocks.ssh_login import Login
+    from blocks.ssh_process import SSHProcess
 
 
 DOCUMENTATION = HttpUrl("https://github.com/crossgap/crossgap")
@@ -137,7 +145,7 @@ class JumpHost(Block):
         Raises:
             NotFound: The private key file does not exist.
         """
-        from blocks.ssh_connection import Login
+        from blocks.ssh_login import Login
 
         return Login(
             label=self.label,
@@ -227,7 +235,7 @@ class SSHHost(JumpHost, Host):
     @property
     def lock_name(self) -> str:
         """What two blocks for one machine have in common."""
-        return f"{self.address}-{self.port}"
+        return f"{self.address.strip().lower()}-{self.port}"
 
     @property
     def sudo_mode(self) -> SudoMode:
@@ -317,9 +325,3 @@ def _join(one: socket.socket, other: Channel) -> None:
     copy(one, other)
     back.join()
     other.close()
-
-
-if __name__ == "__main__":
-    from blocks.host_key_scan import main
-
-    raise SystemExit(main())

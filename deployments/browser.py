@@ -13,7 +13,10 @@ from blocks.errors import NotFound
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
-INSTALL = "apt-get update && apt-get install --yes chromium fonts-noto-cjk"
+INSTALL = (
+    "apt-get update && apt-get install --yes --no-install-recommends "
+    "chromium fonts-noto-cjk libatomic1"
+)
 
 # No sandbox: it needs what containers do not have. The rest keeps Chromium quiet offline.
 _OPTIONS = [

@@ -75,7 +75,7 @@ def ship_images(
             if dry_run:
                 note_plan(report, shipment)
                 return shipment
-            with archives_for(shipment, archives) as parcels:
+            with archives_for(shipment, archives, report) as parcels:
                 shipped = collect(
                     lambda plan: ship_to(machines[plan.host], plan, parcels, terms),
                     shipment.hosts,

@@ -29,8 +29,9 @@ def artifact_key(flow: str, kind: str, subject: str = "") -> str:
 
     Args:
         flow: The flow's name.
-        kind: `summary`, `table` or `progress`.
-        subject: The host, for what exists once per host.
+        kind: `summary`, `table`, `progress`, or a step on this side such as `save`.
+        subject: The host, for what exists once per host; of another kind than
+            `progress` any other place.
 
     Returns:
         The key.

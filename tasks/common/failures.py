@@ -28,18 +28,6 @@ class Collected(Generic[R]):
     results: tuple[R, ...]
     failures: tuple[CrossgapError, ...]
 
-    def raise_failures(self, where: str) -> None:
-        """End the run as failed when anything failed.
-
-        Args:
-            where: What the run was about.
-
-        Raises:
-            SeveralFailures: Every failure in one message.
-        """
-        if self.failures:
-            raise SeveralFailures(self.failures, where)
-
 
 def collect(
     work: Callable[[T], R], subjects: Iterable[T], *, name: Callable[[T], str], at_once: int = 8
@@ -101,14 +89,27 @@ def _gathered(futures: Sequence[Future[R]]) -> Collected[R]:
         error = future.exception()
         if error is None:
             results.append(future.result())
-        elif isinstance(error, SeveralFailures):
-            failures += error.failures
         elif isinstance(error, CrossgapError):
-            failures.append(error)
+            failures += each_failure([error])
         else:
             # KeyboardInterrupt, SystemExit and Prefect's abort are for the whole run.
             raise error
     return Collected(tuple(results), tuple(failures))
+
+
+def each_failure(failures: Iterable[CrossgapError]) -> list[CrossgapError]:
+    """Take failures that are several apart, so that each is listed once.
+
+    Args:
+        failures: Failures, some of them `SeveralFailures`, in any depth.
+    """
+    each: list[CrossgapError] = []
+    for failure in failures:
+        if isinstance(failure, SeveralFailures):
+            each += each_failure(failure.failures)
+        else:
+            each.append(failure)
+    return each
 
 
 def defect(error: Exception, where: str) -> CrossgapError:

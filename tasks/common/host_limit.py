@@ -16,7 +16,6 @@ from blocks.cancellation import current_cancellation
 from blocks.errors import Conflict
 from blocks.host import Host
 from blocks.logs import logger
-from tasks.common.units import duration_text
 from tasks.common.waiting import Waiting, jittered
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ def _acquired(host: Host, name: str, *, wait: float, poll: float) -> ExitStack:
             return _without(name, error)
         if waiting.seconds >= wait:
             raise Conflict(
-                f"another flow run still held the Prefect limit {name} "
-                f"after {duration_text(waiting.seconds)}",
+                f"another flow run holds the Prefect limit {name}",
                 host.label,
                 "See in the Prefect UI which run is at work there; start this one again when it "
                 "has ended. If none is, reset the limit: prefect gcl update "

@@ -1,4 +1,4 @@
-"""Progress of bytes to one host, for an operator who looks at it now and then."""
+"""Progress of bytes to one host or place, for an operator who looks at it now and then."""
 
 from __future__ import annotations
 
@@ -128,21 +128,24 @@ class HostProgress:
             host.put(archive, path, progress=progress)
             progress.done()
 
-    The bar never goes back, also when the task is retried in the same run. An
+    The bar appears with the first numbers, so that work with nothing to do shows
+    none. It never goes back, also when the task is retried in the same run. An
     API that does not answer costs the work nothing. Outside of a run there is
     only the log.
 
     Args:
         flow: The flow's name, for the artifact's key.
-        host: The host's name, for the key and the sentences.
+        host: The host's name, for the key and the sentences; or another place.
+        kind: What makes the key of another place differ from that of every host.
         every: Seconds between two updates.
     """
 
-    def __init__(self, flow: str, host: str, *, every: float = 3.0) -> None:
+    def __init__(self, flow: str, host: str, *, kind: str = "progress", every: float = 3.0) -> None:
         self._host = host
         self._every = every
-        self._key = artifact_key(flow, "progress", host)
+        self._key = artifact_key(flow, kind, host)
         self._meter = Meter()
+        self._begin_lock = threading.Lock()
         self._stop = threading.Event()
         self._log: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger()
         self._run_id = _current_run_id()
@@ -163,13 +166,15 @@ class HostProgress:
             total: Bytes in all.
         """
         self._meter.update(arrived, total)
+        with self._begin_lock:
+            if not self._begun and not self._stop.is_set():
+                self._thread.start()
 
     def done(self) -> None:
         """Say that the work is done: only this brings the bar to 100."""
         self._meter.done()
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
@@ -178,9 +183,15 @@ class HostProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stop.set()
-        # The last update may meet a server that hangs; the work is not held up by it.
-        self._thread.join(10)
+        with self._begin_lock:
+            self._stop.set()
+        if self._begun:
+            # The last update may meet a server that hangs; the work is not held up by it.
+            self._thread.join(10)
+
+    @property
+    def _begun(self) -> bool:
+        return self._thread.ident is not None
 
     def _tick(self) -> None:
         self._publish(Standing(0, 0))

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from blocks.errors import CrossgapError, SeveralFailures
+from blocks.errors import CrossgapError
 from blocks.logs import logger
 from tasks.common import markdown
 from tasks.common.artifact_keys import artifact_key
+from tasks.common.failures import each_failure
 from tasks.common.units import duration_text
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def compose(summary: Summary) -> str:
         Markdown whose first line is the outcome.
     """
     parts = [f"**{_outcome(summary)}**\n", f"It took {duration_text(summary.seconds)}.\n"]
-    failures = _single(summary.failures)
+    failures = each_failure(summary.failures)
     if failures:
         titles = ("where", "what failed", "what to do")
         rows = [(error.where, error.what, error.remedy) for error in failures]
@@ -118,19 +119,9 @@ def compose(summary: Summary) -> str:
     return "\n".join(parts)
 
 
-def _single(failures: Sequence[CrossgapError]) -> list[CrossgapError]:
-    found: list[CrossgapError] = []
-    for failure in failures:
-        if isinstance(failure, SeveralFailures):
-            found += _single(failure.failures)
-        else:
-            found.append(failure)
-    return found
-
-
 def _outcome(summary: Summary) -> str:
     subject = markdown.inline(summary.subject).rstrip(".")
-    count = len(_single(summary.failures))
+    count = len(each_failure(summary.failures))
     if count:
         noun = "failure" if count == 1 else "failures"
         rest = "what else there was is done" if summary.done else "nothing was done"

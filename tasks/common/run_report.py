@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from blocks.errors import CrossgapError, SeveralFailures
-from tasks.common.failures import Collected, defect
+from tasks.common.failures import Collected, defect, each_failure
 from tasks.common.report import Summary, publish_summary, publish_table, table_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class RunReport(Generic[R]):
         self._publish()
         if self._failures:
             # Our own errors say all; only a defect needs its traceback in the log.
-            raise SeveralFailures(_single(self._failures), self._subject) from cause
+            raise SeveralFailures(each_failure(self._failures), self._subject) from cause
 
     def _publish(self) -> None:
         rows: Any = self.results if self.rows is None else self.rows
@@ -101,12 +101,3 @@ class RunReport(Generic[R]):
             planned=self._planned,
         )
         publish_summary(self._flow, summary)
-
-
-def _single(failures: Sequence[CrossgapError]) -> list[CrossgapError]:
-    """Take failures that are several apart, so that the message lists each once."""
-    return [
-        single
-        for failure in failures
-        for single in (failure.failures if isinstance(failure, SeveralFailures) else (failure,))
-    ]

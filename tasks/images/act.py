@@ -36,11 +36,6 @@ _COULD_NOT_START = (125, 126, 127)
 _NEVER_STARTED = "0001-01-01"
 
 
-def load_job_name(sha256: str) -> str:
-    """Return the name of the remote job that loads an archive with this hash."""
-    return f"load-{sha256[:16]}"
-
-
 def load(
     host: Host,
     staged: str,
@@ -57,7 +52,7 @@ def load(
     Args:
         host: Where.
         staged: The archive's path there.
-        job_name: From `load_job_name`.
+        job_name: From `tasks.images.staging.load_job_name`.
         timeout: Seconds until the job is ended.
         on_output: Is given what docker prints.
 

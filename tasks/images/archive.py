@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blocks.errors import CrossgapError, Damaged, InvalidInput, NotFound, SeveralFailures
+from blocks.files import Progress
 from tasks.images.facts import ImageFacts, parse_image_config, same_content
 from tasks.images.names import parse_reference
-from tasks.images.tar_stream import Member, Progress, TarContents, read_tar
+from tasks.images.tar_stream import Member, TarContents, read_tar
 
 _IGNORED_SUFFIXES = (".part", ".sha256", ".sha256sum", ".md5")
 _AGAIN = "Copy or download it again; compare its size and SHA-256 with the original's."

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from blocks.disk import Disk
+
 Store = Literal["graphdriver", "containerd"]
 
 # What `uname -m` and Docker call the same processor.
@@ -85,27 +87,6 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
-class Disk:
-    """The filesystem that holds a path.
-
-    Args:
-        device: As `df` names it.
-        mount: Where it is mounted.
-        free: Bytes that are available.
-    """
-
-    device: str
-    mount: str
-    free: int
-
-    def shares_room_with(self, other: Disk) -> bool:
-        """Whether bytes written to one are lost to the other; bind mounts are seen through."""
-        if self.mount == other.mount:
-            return True
-        return self.device == other.device and "/" in self.device
-
-
-@dataclass(frozen=True)
 class EngineFacts:
     """A Docker engine.
 
@@ -141,6 +122,8 @@ class HostFacts:
         staging_disk: The filesystem that files are sent to.
         images: Of the wanted names, those that exist there.
         twins: For wanted names, what else the same content is called there.
+        staged: Bytes of archives that lie there already, whole or in part, by
+            the beginning of their hash (see `staged_key`).
     """
 
     host: str
@@ -152,16 +135,12 @@ class HostFacts:
     staging_disk: Disk
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
+    staged: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def docker_root_free(self) -> int:
-        """Bytes available to the engine."""
-        return self.docker_root_disk.free
 
-    @property
-    def staging_free(self) -> int:
-        """Bytes available for files sent there."""
-        return self.staging_disk.free
+def staged_key(sha256: str) -> str:
+    """Return the part of an archive's hash that names it on a host."""
+    return sha256[:32]
 
 
 def same_content(one: ImageFacts, other: ImageFacts) -> bool:
@@ -289,19 +268,6 @@ def parse_layer_sizes(history: Sequence[Mapping[str, Any]], layers: int) -> tupl
     """
     sizes = tuple(int(step["Size"]) for step in reversed(history) if int(step.get("Size") or 0))
     return sizes if len(sizes) == layers else ()
-
-
-def parse_disk(df_output: str) -> Disk:
-    """Read the last line of `df -Pk PATH`.
-
-    Raises:
-        ValueError: It is not df's output in POSIX format.
-    """
-    line = df_output.strip().rpartition("\n")[2]
-    match = re.fullmatch(r"(.+?)\s+\d+\s+-?\d+\s+(-?\d+)\s+\S+\s+(/.*)", line.strip())
-    if match is None:
-        raise ValueError(f"not a line of df: {line!r}")
-    return Disk(match[1], match[3], max(0, int(match[2])) * 1024)
 
 
 def _normal_time(value: object) -> str:

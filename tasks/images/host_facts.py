@@ -7,17 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blocks.disk import Disk, parse_disk
 from blocks.errors import CommandFailed, CrossgapError
 from tasks.images.docker_cli import checked, docker, explain_failure, unexplained
 from tasks.images.facts import (
-    Disk,
     EngineFacts,
     HostFacts,
     ImageFacts,
-    parse_disk,
     parse_engine_info,
     parse_image,
 )
+from tasks.images.staging import staging_folder
 
 if TYPE_CHECKING:
     from blocks.host import Host
@@ -27,9 +27,17 @@ ANSWER_SECONDS = 120.0
 
 # The place itself may not exist yet; then it will lie where its parent does.
 _DF = """\
-case $1 in "~"|"~/"*) path=$HOME${1#"~"} ;; *) path=$1 ;; esac
 while [ ! -e "$path" ] && [ "$path" != / ] && [ "$path" != . ]; do path=$(dirname "$path"); done
 df -Pk "$path\""""
+
+# Allocated kilobytes, because they are what is missing from df's free ones.
+_STAGED = """\
+case $1 in "~"|"~/"*) path=$HOME${1#"~"} ;; *) path=$1 ;; esac
+for file in "$path"/* "$path"/.*; do [ ! -f "$file" ] || du -k "$file"; done
+"""
+
+# An archive there, or a part of it as `blocks.files` names it.
+_STAGED_FILE = re.compile(r"^(\d+)\s+/.*/\.?([0-9a-f]{32})\.tar[^/]*$", re.MULTILINE)
 
 
 def read_host(host: Host, wanted: Sequence[ImageFacts]) -> HostFacts:
@@ -49,16 +57,18 @@ def read_host(host: Host, wanted: Sequence[ImageFacts]) -> HostFacts:
     """
     engine = read_engine_facts(host)
     inspected = _inspect(host, _questions(wanted))
+    staging_disk, staged = _read_staging(host)
     return HostFacts(
         host=host.label,
         architecture=engine.architecture,
         engine_version=engine.version,
         store=engine.store,
         docker_root=engine.image_root,
-        docker_root_disk=_read_disk(host, engine.image_root, sudo=True),
-        staging_disk=_read_disk(host, host.work_dir, sudo=False),
+        docker_root_disk=_read_engine_disk(host, engine.image_root),
+        staging_disk=staging_disk,
         images=_named(inspected, wanted, engine),
         twins=_twins(inspected, wanted),
+        staged=staged,
     )
 
 
@@ -143,12 +153,18 @@ def _twins(inspected: Sequence[Mapping[str, Any]], wanted: Sequence[ImageFacts])
     return twins
 
 
-def _read_disk(host: Host, path: str, *, sudo: bool) -> Disk:
-    result = host.run(["sh", "-c", _DF, "sh", path], timeout=60, sudo=sudo)
-    try:
-        return parse_disk(result.stdout)
-    except ValueError as error:
-        raise _unreadable(f"df of {path}", result.stdout, host) from error
+def _read_engine_disk(host: Host, root: str) -> Disk:
+    result = host.run(["sh", "-c", f"path=$1\n{_DF}", "sh", root], timeout=60, sudo=True)
+    return parse_disk(result.stdout, host.label)
+
+
+def _read_staging(host: Host) -> tuple[Disk, dict[str, int]]:
+    """Read the room for archives, and the bytes of those that are there by `staged_key`."""
+    result = host.run(["sh", "-c", _STAGED + _DF, "sh", staging_folder(host)], timeout=60)
+    staged: dict[str, int] = {}
+    for kilobytes, key in _STAGED_FILE.findall(result.stdout):
+        staged[key] = max(staged.get(key, 0), int(kilobytes) * 1024)
+    return parse_disk(result.stdout, host.label), staged
 
 
 def _json(text: str, host: Host) -> Any:

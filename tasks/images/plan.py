@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from blocks.errors import CrossgapError, DiskFull, WrongArchitecture
 from tasks.common.units import bytes_text
-from tasks.images.facts import HostFacts, ImageFacts, runs_on, same_content, unpacked_size
+from tasks.images.facts import (
+    HostFacts,
+    ImageFacts,
+    runs_on,
+    same_content,
+    staged_key,
+    unpacked_size,
+)
 
 if TYPE_CHECKING:
     from tasks.images.archive import ArchiveFacts
@@ -67,11 +74,13 @@ class Parcel:
         images: What it holds.
         size: Bytes that are sent; an estimate while `path` is empty.
         path: The file, or empty when the source engine has yet to save it.
+        sha256: Its hash in hex, or empty when the source engine has yet to save it.
     """
 
     images: tuple[ImageFacts, ...]
     size: int
     path: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,21 +139,6 @@ class Shipment:
             for action in plan.actions
         ]
 
-    def as_markdown(self) -> str:
-        """Return the plan for a reader who has to approve it."""
-        lines = ["| host | image | what will be done | size |", "|---|---|---|---|"]
-        lines += ["| " + " | ".join(row.values()) + " |" for row in self.as_rows()]
-        lines.append("")
-        for plan in self.hosts:
-            if plan.problems:
-                lines += [f"- {problem}" for problem in plan.problems]
-            elif plan.parcels:
-                size = bytes_text(sum(parcel.size for parcel in plan.parcels))
-                lines.append(f"- {plan.host}: {size} will be sent.")
-            else:
-                lines.append(f"- {plan.host}: nothing will be sent.")
-        return "\n".join(lines) + "\n"
-
 
 def plan_shipment(
     wanted: Sequence[ImageFacts],
@@ -164,7 +158,7 @@ def plan_shipment(
     """
     actions = {host.host: tuple(_action(image, host) for image in wanted) for host in hosts}
     if archives:
-        parcels = [Parcel(a.images, a.size, str(a.path)) for a in archives]
+        parcels = [Parcel(a.images, a.size, str(a.path), a.sha256) for a in archives]
     else:
         parcels = _one_parcel(wanted, hosts, actions)
     return Shipment(tuple(_host_plan(host, actions[host.host], parcels) for host in hosts))
@@ -227,8 +221,9 @@ def _no_room(parcels: Sequence[Parcel], host: HostFacts) -> list[DiskFull]:
     `docker load` first copies the archive into its own temporary folder, then
     unpacks the layers from there: an engine needs the unpacked size twice, on
     top of the file that was sent. Archives are loaded one after the other.
+    What an earlier run has sent already needs no room any more.
     """
-    staging = sum(parcel.size for parcel in parcels)
+    staging = sum(parcel.size - _staged(parcel, host) for parcel in parcels)
     unpacked = [unpacked_size(parcel.images) for parcel in parcels]
     engine = sum(unpacked) + max(unpacked, default=0)
     staging_disk, engine_disk = host.staging_disk, host.docker_root_disk
@@ -240,6 +235,17 @@ def _no_room(parcels: Sequence[Parcel], host: HostFacts) -> list[DiskFull]:
         *_shortage(host, staging, staging_disk.free, staging_disk.mount),
         *_shortage(host, engine, engine_disk.free, engine_disk.mount),
     ]
+
+
+def _staged(parcel: Parcel, host: HostFacts) -> int:
+    """Return how many bytes of a parcel lie on a host."""
+    if parcel.sha256:
+        there = host.staged.get(staged_key(parcel.sha256), 0)
+    else:
+        # The hash is known once it is saved. If the largest is of another archive,
+        # the sending finds out before its first byte.
+        there = max(host.staged.values(), default=0)
+    return min(there, parcel.size)
 
 
 def _shortage(host: HostFacts, need: int, free: int, mount: str) -> list[DiskFull]:

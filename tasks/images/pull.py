@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from blocks.cancellation import current_cancellation
@@ -16,6 +16,7 @@ from blocks.errors import (
     Unreachable,
     WrongArchitecture,
 )
+from blocks.files import Progress
 from tasks.images.engine import (
     engine_label,
     find_images,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from docker import APIClient
 
 PullPolicy = Literal["missing", "always", "never"]
-Progress = Callable[[int, int], None]
 
 _FAILURES: tuple[tuple[str, type[CrossgapError], str, str], ...] = (
     (

@@ -12,7 +12,7 @@ class ShipResult:
 
     Args:
         image: The image's name, as `docker images` shows it.
-        host: The host's label.
+        host: The name of the host's block.
         action: `present` when nothing was sent, `delta` when only missing
             layers were, `full` when the whole image was.
         layers_sent: How many layers of this image went over the wire.

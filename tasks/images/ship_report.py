@@ -83,8 +83,8 @@ def note_results(report: RunReport[ShipResult], results: Sequence[ShipResult]) -
         )
     if report.failed:
         report.left.append(
-            "Parts of unfinished archives stay in the hosts' work folders for a week: the next "
-            "run goes on with them."
+            "Parts of unfinished archives stay in the hosts' work folders, and what the source "
+            "engine saved stays in the spool, for a week: the next run goes on with them."
         )
 
 

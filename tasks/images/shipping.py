@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from blocks.errors import CrossgapError, SeveralFailures
+from tasks.common.failures import collect
+from tasks.common.run_report import RunReport
 from tasks.images import steps
 from tasks.images.archive import ArchiveFacts
 from tasks.images.facts import ImageFacts
 from tasks.images.plan import HostPlan, Send, Shipment, Tag
 from tasks.images.results import ShipResult
 from tasks.images.source import drop_spool, hold_spool
-from tasks.images.staging import removed_when_cancelled, staged_path
+from tasks.images.staging import cleared_when_cancelled, staged_path
 from tasks.transfer.rate import RateLimit
 from tasks.transfer.steps import Delivery, send_file
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 Verification = Literal["content", "start"]
 
 FLOW = "ship-images"
+
+# Of the eight commands that a host is given at once, some are left for what else goes on.
+_STARTS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def ship_to(
         raise SeveralFailures(plan.problems, host.label)
     begin = time.monotonic()
     needed = [archive for archive in archives if _holds(archive, plan.sends)]
-    bytes_sent = sum(_deliver(host, archive, terms) for archive in needed)
+    bytes_sent = _deliver(host, needed, terms)
     for action in plan.actions:
         if isinstance(action, Tag):
             steps.tag_image(host.name, action)
@@ -99,42 +104,59 @@ def ship_to(
     )
 
 
-def _deliver(host: Host, archive: ArchiveFacts, terms: Terms) -> int:
-    """Send and load one archive, and remove it again; return the bytes sent."""
-    staged = staged_path(host, archive.sha256)
-    title = images_text(archive.images)
-    delivery = Delivery(archive.path, staged, archive.sha256, title)
-    sent = send_file(host.name, delivery, FLOW, terms.rate_limit_mbit, terms.total_limit)
-    with removed_when_cancelled(host, staged):
-        try:
-            steps.load_archive(host.name, staged, archive.sha256, archive.size, title)
-        except CrossgapError:
-            steps.clean_up(host.name, [staged], return_state=True)
-            raise
-        steps.clean_up(host.name, [staged])
-    return sent.bytes_sent
+def _deliver(host: Host, archives: Sequence[ArchiveFacts], terms: Terms) -> int:
+    """Send and load archives one by one, each removed once loaded; return the bytes sent."""
+    later = [archive.sha256 for archive in archives]
+    if not later:
+        # A run that was killed after its load left an archive, and nobody lacks it now.
+        steps.clean_up(host.name)
+    bytes_sent = 0
+    for archive in archives:
+        staged = staged_path(host, archive.sha256)
+        title = images_text(archive.images)
+        delivery = Delivery(archive.path, staged, archive.sha256, title)
+        sent = send_file(host.name, delivery, FLOW, terms.rate_limit_mbit, terms.total_limit)
+        bytes_sent += sent.bytes_sent
+        later = later[1:]
+        with cleared_when_cancelled(host, later):
+            try:
+                steps.load_archive(host.name, staged, archive.sha256, archive.size, title)
+            except CrossgapError:
+                steps.clean_up(host.name, later, return_state=True)
+                raise
+            steps.clean_up(host.name, later)
+    return bytes_sent
 
 
 def _prove(host: Host, images: Sequence[ImageFacts], verify: Verification) -> dict[str, str]:
     steps.verify_images(host.name, images)
     if verify == "content":
         return {image.name: "content" for image in images}
-    return {image.name: steps.start_image(host.name, image) for image in images}
+    started = collect(
+        lambda image: (image.name, steps.start_image(host.name, image)),
+        images,
+        name=lambda image: f"{image.name} on {host.label}",
+        at_once=_STARTS_AT_ONCE,
+    )
+    if started.failures:
+        raise SeveralFailures(started.failures, host.label)
+    return dict(started.results)
 
 
 @contextmanager
 def archives_for(
-    shipment: Shipment, archives: Sequence[ArchiveFacts]
+    shipment: Shipment, archives: Sequence[ArchiveFacts], report: RunReport[ShipResult]
 ) -> Iterator[Sequence[ArchiveFacts]]:
     """Give the archives that a shipment needs, having the source engine save them if need be.
 
     Args:
         shipment: The plan.
         archives: Archives that the operator named; they are not touched.
+        report: The run's, which knows whether all went well.
 
     Yields:
-        The archives. What was saved for this run is removed when the body
-        succeeds, and kept for the next run when it fails.
+        The archives. What was saved for this run is removed when nothing in
+        the run has failed, and kept for the next run otherwise.
     """
     if archives or not shipment.parcels:
         yield archives
@@ -144,8 +166,9 @@ def archives_for(
         for archive in saved:
             held.enter_context(hold_spool(archive))
         yield saved
-    for archive in saved:
-        drop_spool(archive)
+    if not report.failed:
+        for archive in saved:
+            drop_spool(archive)
 
 
 def _holds(archive: ArchiveFacts, lacking: Sequence[ImageFacts]) -> bool:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from blocks.cancellation import current_cancellation
 from blocks.errors import CommandFailed, CrossgapError, Damaged, DiskFull, NotFound
+from blocks.files import Progress
 from tasks.common.units import bytes_text
 from tasks.images.archive import ArchiveFacts
 from tasks.images.digests import StreamDigest
 from tasks.images.engine import engine_label, open_engine
 from tasks.images.facts import ImageFacts, unpacked_size
-from tasks.images.tar_stream import Progress
 
 if TYPE_CHECKING:
     import requests

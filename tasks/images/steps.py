@@ -56,8 +56,10 @@ def read_source(
     Raises:
         CrossgapError: As for `tasks.images.pull.ensure_images`.
     """
-    with HostProgress("ship-images", "pull") as progress:
-        return pull.ensure_images(names, pull=pull_policy, mirrors=mirrors, progress=progress)
+    with HostProgress("ship-images", "source", kind="pull") as progress:
+        images = pull.ensure_images(names, pull=pull_policy, mirrors=mirrors, progress=progress)
+        progress.done()
+    return images
 
 
 @task(task_run_name="check {path}", cache_policy=NO_CACHE)
@@ -73,7 +75,7 @@ def check_archives(path: str) -> tuple[ArchiveFacts, ...]:
     Raises:
         CrossgapError: As for `tasks.images.archive.read_archives`.
     """
-    with HostProgress("ship-images", "archive") as progress:
+    with HostProgress("ship-images", "archive", kind="check") as progress:
         archives = archive.read_archives(Path(path), progress)
         progress.done()
     return archives
@@ -109,7 +111,7 @@ def save_images(images: Sequence[ImageFacts]) -> ArchiveFacts:
     Raises:
         CrossgapError: As for `tasks.images.source.save_images`.
     """
-    with HostProgress("ship-images", "save") as progress:
+    with HostProgress("ship-images", "spool", kind="save") as progress:
         saved = source.save_images(images, source.spool_dir(), progress)
         progress.done()
     return saved
@@ -139,7 +141,7 @@ def load_archive(
     act.load(
         load_host(host),
         staged,
-        act.load_job_name(sha256),
+        staging.load_job_name(sha256),
         timeout=_LOAD_LEAST + size / _LOAD_RATE,
         on_output=lambda text: log.info("%s: %s", host, text.strip()),
     )
@@ -191,14 +193,14 @@ def start_image(host: str, image: ImageFacts) -> str:
 
 
 @task(task_run_name="clean up on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
-def clean_up(host: str, staged: Sequence[str]) -> None:
-    """Remove staged archives from a host, and what forgotten runs left there.
+def clean_up(host: str, keep: Sequence[str] = ()) -> None:
+    """Remove what this run and killed ones left on a host.
 
     Args:
         host: Name of the host's block.
-        staged: The archives of this run.
+        keep: Hashes of the archives that are still to be sent or loaded.
 
     Raises:
         CrossgapError: As for `Host.run`.
     """
-    staging.remove(load_host(host), staged)
+    staging.clear(load_host(host), keep)

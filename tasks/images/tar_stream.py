@@ -12,16 +12,16 @@ import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from blocks.cancellation import current_cancellation
 from blocks.errors import CrossgapError, Damaged, InvalidInput
+from blocks.files import Progress
 from tasks.images.digests import StreamDigest
 
-Progress = Callable[[int, int], None]
 Compression = Literal["none", "gzip", "zstd"]
 
 _CHUNK = 1 << 20

@@ -1,9 +1,11 @@
-"""A private Prefect server with everything registered, and a worker, for the session."""
+"""A private Prefect server with everything registered, for the session; a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from blocks.errors import NotFound
 from deployments.browser import chromium_path
 from deployments.register import register
 from deployments.server import PrivateServer
+from tests.lab import LabUnavailable
+from tests.lab.packages import install_packages
+from tests.packages import BROWSER
 
 
 @pytest.fixture(scope="session")
@@ -24,14 +29,6 @@ def server() -> Iterator[PrivateServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def worker(server: PrivateServer) -> Iterator[PrivateServer]:
-    """The same server with a worker; it ships from the engine that DOCKER_HOST names."""
-    server.start_worker()
-    yield server
-    server.stop_worker()
-
-
 @pytest.fixture
 def client(server: PrivateServer) -> Iterator[SyncPrefectClient]:
     """A client of that server; blocks are saved to and loaded from it too."""
@@ -41,10 +38,15 @@ def client(server: PrivateServer) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Path:
-    """Where Chromium is; skips the test, or fails it when CI=true, with the way to get it."""
+    """Where Chromium is, installed if this user may; skips else, or fails when CI=true."""
     try:
-        return chromium_path()
-    except NotFound as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        install_packages(BROWSER)
+    except LabUnavailable as error:
+        if not shutil.which("apt-get"):  # another system has other names and places
+            with suppress(NotFound):
+                return chromium_path()
+        message = f"no browser here: {error.reason}. {error.remedy}"
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+    return chromium_path()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from blocks.cancellation import Cancellation, cancellation_scope
 from blocks.errors import (
+    Cancelled,
     CommandFailed,
     Damaged,
     DiskFull,
@@ -18,11 +22,11 @@ from blocks.errors import (
     PermissionRefused,
 )
 from blocks.ssh_host import SSHHost
+from tasks.common.failures import collect
 from tasks.images.act import (
     IMAGE_LABEL,
     RUN_LABEL,
     load,
-    load_job_name,
     tag,
     verify_content,
     verify_start,
@@ -32,6 +36,7 @@ from tasks.images.docker_cli import docker
 from tasks.images.facts import ImageFacts
 from tasks.images.host_facts import read_host
 from tasks.images.plan import Keep, Send, Tag, plan_shipment
+from tasks.images.staging import load_job_name
 from tests.lab import ImageSpec, LabHost, LayerSpec, write_archive
 
 pytestmark = pytest.mark.integration
@@ -90,8 +95,9 @@ def test_images_are_planned_loaded_proven_and_then_left_alone(target: Target) ->
     before = read_host(target.host, target.images)
     assert (before.architecture, before.store) == ("amd64", "graphdriver")
     assert before.engine_version.startswith("20.10")
-    assert before.staging_free > 0
-    assert before.docker_root_free > 0
+    assert before.staging_disk.free > 0
+    assert before.docker_root_disk.free > 0
+    assert before.staged == {}
     plan = plan_shipment(target.images, [before], [target.archive])
     assert plan.problems == ()
     assert plan.hosts[0].actions == tuple(Send(image) for image in target.images)
@@ -248,6 +254,33 @@ def test_only_containers_that_a_killed_check_of_this_image_left_are_removed(
         assert any(theirs.startswith(one) for one in remaining)
     finally:
         docker(shipped.host, "rm", "-f", theirs, timeout=60)
+
+
+def test_a_run_that_is_cancelled_while_it_starts_images_leaves_no_container(
+    shipped: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.images.act._SETTLE_SECONDS", 120.0)
+    cancellation = Cancellation()
+
+    def cancel_when_both_run() -> None:
+        for _ in range(600):
+            if len(shipped.containers()) == 2:
+                break
+            time.sleep(0.1)
+        cancellation.cancel()
+
+    canceller = threading.Thread(target=cancel_when_both_run)
+    canceller.start()
+    with cancellation_scope(cancellation):
+        started = collect(
+            lambda image: verify_start(shipped.host, image, "run"),
+            shipped.images,
+            name=lambda image: image.name,
+        )
+    canceller.join()
+
+    assert [type(failure) for failure in started.failures] == [Cancelled, Cancelled]
+    assert shipped.containers() == []
 
 
 def test_too_little_room_is_seen_before_anything_is_sent(target: Target) -> None:

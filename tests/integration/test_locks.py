@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -18,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
-from blocks.cancellation import Cancellation, cancellation_scope
+from blocks.cancellation import Cancellation, cancellation_scope, current_cancellation
 from blocks.errors import Cancelled, Conflict, ConnectionLost, Unreachable
 from blocks.host import CommandResult, Host
 from blocks.ssh_host import SSHHost
@@ -42,7 +44,8 @@ class NamedHost(ShellHost):
         self.cut = False
 
     def run(self, argv: Sequence[str], **options: Any) -> CommandResult:
-        """Run it, unless the host is cut off."""
+        """Run it, unless the host is cut off or the run cancelled."""
+        current_cancellation().check(self.label)
         if self.cut:
             raise Unreachable("no answer", self.label, "Check the cable.")
         return super().run(argv, **options)
@@ -50,6 +53,20 @@ class NamedHost(ShellHost):
 
 def named(name: str) -> Host:
     return cast("Host", NamedHost(name))
+
+
+class OwnHost(NamedHost):
+    """A shell host whose lock is its own: its name comes behind the path."""
+
+    def run(self, argv: Sequence[str], **options: Any) -> CommandResult:
+        """Run it with that path."""
+        if argv[0] == "sh":
+            argv = [*argv[:4], f"{argv[4]}-{self.label}", *argv[5:]]
+        return super().run(argv, **options)
+
+
+def own(name: str) -> Host:
+    return cast("Host", OwnHost(name))
 
 
 class Paths:
@@ -90,11 +107,181 @@ def test_the_lock_is_given_back_when_the_body_fails(lock: Paths) -> None:
     assert not Path(lock.path).exists()
 
 
-def test_two_blocks_of_one_machine_are_one_lock(lock: Paths) -> None:
-    first, second = named("gpu1"), named("gpu1")
-    with hosts_locked([first, second], path=lock.path, wait=0) as locked:
+def test_two_blocks_of_one_machine_are_one_lock_and_the_log_says_so(
+    lock: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = named("gpu1"), NamedHost("gpu1")
+    second.label = "gpu1-again"
+    with hosts_locked([first, cast("Host", second)], path=lock.path, wait=0) as locked:
         assert locked.hosts == (first,)
         assert locked.failures == ()
+    assert "gpu1-again is the same machine as gpu1" in caplog.text
+
+
+def test_capital_letters_and_blanks_in_an_address_make_no_other_machine() -> None:
+    assert SSHHost(address=" GPU1.Lan ").lock_name == SSHHost(address="gpu1.lan").lock_name
+    assert SSHHost(address="gpu1", port=23).lock_name != SSHHost(address="gpu1").lock_name
+
+
+def test_a_block_that_is_named_twice_is_no_news(
+    lock: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    with hosts_locked([named("gpu1"), named("gpu1")], path=lock.path, wait=0) as locked:
+        assert len(locked.hosts) == 1
+    assert caplog.text == ""
+
+
+@pytest.mark.timeout(60)
+def test_a_machine_under_two_names_is_found_out_at_once_and_held_once(
+    lock: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = named("10.0.3.17-22"), named("gpu1-22")
+    with hosts_locked([second, first], path=lock.path) as locked:
+        assert locked.hosts == (first,)
+        assert locked.failures == ()
+        assert len(lock.owners()) == 1
+    assert "gpu1-22 is the same machine as 10.0.3.17-22" in caplog.text
+    assert not Path(lock.path).exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_nested_call_may_use_another_name_of_the_machine(lock: Paths) -> None:
+    other_name = named("10.0.3.17-22")
+    with hosts_locked([named("gpu1-22")], path=lock.path):
+        with hosts_locked([other_name], path=lock.path) as inner:
+            assert inner.hosts == (other_name,)
+            with hosts_locked([named("10.0.3.17-22")], path=lock.path) as innermost:
+                assert len(innermost.hosts) == 1
+        assert len(lock.owners()) == 1
+
+
+class AtSentence(logging.Handler):
+    """Does something when a sentence with these words is logged."""
+
+    def __init__(self, words: str, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._words = words
+        self._act = act
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at a sentence."""
+        if self._words in record.getMessage():
+            self._act()
+
+
+@contextmanager
+def at_sentence(words: str, act: Callable[[], None]) -> Iterator[None]:
+    handler = AtSentence(words, act)
+    logging.getLogger("crossgap").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("crossgap").removeHandler(handler)
+
+
+def lock_of(name: str, path: str) -> HostLock:
+    """Another run's lock on a host that is `own`."""
+    held = HostLock(own(name), stranger(), path)
+    assert held.try_take(lambda _: None).outcome == "taken"
+    return held
+
+
+def held_of(path: str) -> set[str]:
+    """The names of the hosts under this path that are locked."""
+    return {each.name.rsplit("-", 1)[1] for each in Path(path).parent.glob("lock-*")}
+
+
+@pytest.mark.timeout(60)
+def test_one_wait_serves_for_all_hosts_that_others_hold(
+    lock: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    for module in ("host_hold", "host_holds"):
+        monkeypatch.setattr(f"tasks.common.{module}.time", clock)
+
+    def pause(self: Cancellation, seconds: float, where: str) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(Cancellation, "pause", pause)
+    for name in ("a", "c", "d"):
+        lock_of(name, lock.path)
+    with hosts_locked(
+        [own(name) for name in "abcde"], path=lock.path, wait=3600, poll=300
+    ) as locked:
+        assert [host.label for host in locked.hosts] == ["b", "e"]
+    assert [failure.where for failure in locked.failures] == ["a", "c", "d"]
+    assert all("waited 1 h" in str(failure) for failure in locked.failures)
+    assert 3600 <= now[0] < 4100
+
+
+def test_who_waits_holds_only_what_comes_before_and_then_takes_all(
+    lock: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = {name: lock_of(name, lock.path) for name in "bd"}
+    held: list[set[str]] = []
+
+    def give_back() -> None:
+        held.append(held_of(lock.path))
+        for other in others.values():
+            other.release()
+
+    with (
+        caplog.at_level("INFO", "crossgap"),
+        at_sentence("Waiting for b: another run is at work", give_back),
+        hosts_locked([own(name) for name in "abcd"], path=lock.path, wait=60, poll=0.05) as locked,
+    ):
+        assert [host.label for host in locked.hosts] == ["a", "b", "c", "d"]
+        assert held_of(lock.path) == {"a", "b", "c", "d"}
+    assert held == [{"a", "b", "d"}]
+    assert "d: run run-elsewhere of verify" in caplog.text
+    assert held_of(lock.path) == set()
+
+
+def test_of_two_runs_that_hold_what_the_other_wants_both_get_all(lock: Paths) -> None:
+    first_has_a, second_has_b = threading.Event(), threading.Event()
+    results: list[list[str]] = []
+
+    class LateHost(OwnHost):
+        def run(self, argv: Sequence[str], **options: Any) -> CommandResult:
+            if argv[0] == "sh":  # a was taken before
+                first_has_a.set()
+                assert second_has_b.wait(60)
+            return super().run(argv, **options)
+
+    class SeenHost(OwnHost):
+        def run(self, argv: Sequence[str], **options: Any) -> CommandResult:
+            done = super().run(argv, **options)
+            if "outcome taken" in done.stdout:
+                second_has_b.set()
+            return done
+
+    def work(*hosts: Host) -> None:
+        with hosts_locked(hosts, path=lock.path, wait=120, poll=0.05) as locked:
+            results.append([host.label for host in locked.hosts])
+
+    first = threading.Thread(target=work, args=(own("a"), LateHost("b")))
+    first.start()
+    assert first_has_a.wait(60)
+    work(own("a"), cast("Host", SeenHost("b")))
+    first.join()
+    assert results == [["a", "b"], ["a", "b"]]
+
+
+def test_a_cancelled_wait_gives_everything_back_without_a_word(
+    lock: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock_of("b", lock.path)
+    with cancellation_scope(Cancellation()) as cancellation:
+        caplog.set_level("INFO", "crossgap")
+        with (
+            at_sentence("Waiting for b", cancellation.cancel),
+            pytest.raises(Cancelled),
+            hosts_locked([own(name) for name in "abc"], path=lock.path, wait=60),
+        ):
+            pytest.fail("the body ran")
+    assert held_of(lock.path) == {"b"}
+    assert "could not be given back" not in caplog.text
 
 
 def test_a_nested_call_of_the_same_run_does_not_wait_for_itself(lock: Paths) -> None:
@@ -122,21 +309,12 @@ def test_a_waiting_run_goes_on_when_the_other_ends(
 ) -> None:
     other = taken_by(stranger(), lock.path)
 
-    class GivesBack(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "another run is at work" in record.getMessage():
-                other.release()
-
-    handler = GivesBack()
-    logging.getLogger("crossgap").addHandler(handler)
-    try:
-        with (
-            caplog.at_level("INFO", "crossgap"),
-            hosts_locked([named("gpu1")], path=lock.path, wait=60, poll=0.05) as locked,
-        ):
-            assert len(locked.hosts) == 1
-    finally:
-        logging.getLogger("crossgap").removeHandler(handler)
+    with (
+        caplog.at_level("INFO", "crossgap"),
+        at_sentence("another run is at work", other.release),
+        hosts_locked([named("gpu1")], path=lock.path, wait=60, poll=0.05) as locked,
+    ):
+        assert len(locked.hosts) == 1
     assert "held by run run-elsewhere of verify" in caplog.text
 
 

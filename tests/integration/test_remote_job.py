@@ -103,6 +103,22 @@ def test_a_cancelled_run_ends_the_job_it_waits_for(any_host: LabHost, connect: C
     _until_gone(any_host, "sleep 4717")
 
 
+def test_a_run_cancelled_while_a_job_is_being_started_leaves_no_job(
+    any_host: LabHost, connect: Connect
+) -> None:
+    host = connect(any_host)
+    host.run(["true"], timeout=20)
+    for delay in (0.02, 0.05, 0.1, 0.2):
+        cancellation = Cancellation()
+        timer = threading.Timer(delay, cancellation.cancel)
+        timer.start()
+        with cancellation_scope(cancellation), pytest.raises(Cancelled):
+            host.start_job(["sleep", "4720"], name="early").wait(timeout=60)
+        timer.join()
+
+        _until_gone(any_host, "sleep 4720")
+
+
 def test_a_job_over_its_deadline_is_ended(any_host: LabHost, connect: Connect) -> None:
     job = connect(any_host).start_job(["sleep", "4718"], name="slow")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import threading
 import time
@@ -16,8 +17,13 @@ from blocks.errors import CrossgapError
 from blocks.ssh_connection import close_connections
 from blocks.ssh_host import SSHHost
 from flows.ship_images import ship_images
+from tasks.images import shipping
+from tasks.images.archive import ArchiveFacts, read_archive
 from tasks.images.plan import Shipment
 from tasks.images.results import ShipResult
+from tasks.images.source import drop_spool
+from tasks.images.staging import load_job_name, staged_path
+from tests.integration.conftest import Connect
 from tests.lab import ImageShelf, ImageSpec, LabHost, LayerSpec, write_archive
 
 MB = 1_000_000
@@ -313,6 +319,108 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing_half_made(
     filler.join()
     assert on_host(any_host) == set()
     assert not [path for path in left_over(any_host) if path.endswith((".tar", ".part"))]
+
+
+def test_a_host_that_failed_keeps_the_saved_archive_for_the_next_run(
+    plain: LabHost,
+    plain2: LabHost,
+    block: Callable[..., str],
+    images: ImageShelf,
+    spool: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images.make("lab/large:1", [LayerSpec({"data": 30 * MB})])
+    hosts = [block(plain), block(plain2)]
+    plain2.slow(100)
+    start = plain2.bytes_received()
+    filler = _when(lambda: plain2.bytes_received() - start > 6 * MB, plain2.fill_disk)
+    with pytest.raises(CrossgapError, match="disk filled up"):
+        ship(["lab/large:1"], hosts)
+    filler.join()
+    plain2.free_disk()
+    plain2.slow(None)
+
+    (saved,) = spool.glob("*.tar")
+    before = saved.stat()
+    sent: list[os.stat_result] = []
+
+    def drop(archive: ArchiveFacts) -> None:
+        sent.append(archive.path.stat())
+        drop_spool(archive)
+
+    monkeypatch.setattr(shipping, "drop_spool", drop)
+    rows = ship(["lab/large:1"], hosts)
+
+    assert [row.action for row in rows] == ["present", "full"]
+    assert [(now.st_ino, now.st_mtime_ns) for now in sent] == [(before.st_ino, before.st_mtime_ns)]
+    assert list(spool.glob("*.tar*")) == []
+
+
+def test_a_run_that_goes_on_needs_room_for_the_rest_only(
+    plain: LabHost, block: Callable[..., str], connect: Connect, tmp_path: Path
+) -> None:
+    # There the archive and what the engine makes of it share one disk.
+    fields = {"work_dir": "/var/lib/docker/crossgap"}
+    write_archive(tmp_path / "a.tar", [ImageSpec("lab/large:1", [LayerSpec({"data": 40 * MB})])])
+    archive = read_archive(tmp_path / "a.tar")
+    host = connect(plain, **fields)
+    try:
+        with pytest.raises(_CutOffError):
+            host.put(archive.path, staged_path(host, archive.sha256), pace=_cut_off(32 * MB))
+        # (40 + 2 * 40) MB and the reserve are more than that, without the part they are less.
+        plain.fill_disk(leave_bytes=180 * MB)
+
+        (row,) = ship([], [block(plain, **fields)], source="archive", archive=str(archive.path))
+
+        assert 0 < row.bytes_sent < 15 * MB
+        assert on_host(plain) == {"lab/large:1"}
+        assert plain.run(["find", fields["work_dir"], "-type", "f"]) == ""
+    finally:
+        plain.run(["rm", "-rf", fields["work_dir"]])
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next_even_when_nothing_is_sent(
+    any_host: LabHost, block: Callable[..., str], connect: Connect, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "a.tar", [ImageSpec("lab/killed:1", [BASE])])
+    archive = read_archive(tmp_path / "a.tar")
+    name, host = block(any_host), connect(any_host)
+    ship([], [name], source="archive", archive=str(archive.path))
+    host.put(archive.path, staged_path(host, archive.sha256))
+    with pytest.raises(_CutOffError):
+        host.put(archive.path, staged_path(host, "5" * 64), pace=_cut_off(MB))
+    ended = host.start_job(["true"], name=load_job_name(archive.sha256), sudo=True)
+    ended.wait(timeout=60)
+    running = host.start_job(["sleep", "120"], name=load_job_name("5" * 64), sudo=True)
+    try:
+        (row,) = ship([], [name], source="archive", archive=str(archive.path))
+
+        assert row.action == "present"
+        left = left_over(any_host)
+        assert not [path for path in left if path.endswith(".tar")]
+        assert [path for path in left if path.endswith(".part")]
+        assert ended.look().state == "absent"
+        assert running.look().state == "running"
+    finally:
+        running.cancel()
+        running.forget()
+
+
+class _CutOffError(Exception):
+    """Ends a transfer as a kill would."""
+
+
+def _cut_off(after: int) -> Callable[[int], None]:
+    """Make a pace that ends a transfer after some bytes."""
+    sent = 0
+
+    def pace(size: int) -> None:
+        nonlocal sent
+        sent += size
+        if sent > after:
+            raise _CutOffError
+
+    return pace
 
 
 def test_a_cut_link_is_waited_out_and_the_run_completes(

@@ -281,6 +281,23 @@ def test_an_sshd_that_drops_connections_is_named(plain: LabHost, connect: Connec
             dropper.join()
 
 
+def test_a_port_that_never_greets_is_unreachable_and_may_pass(
+    plain: LabHost, connect: Connect
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        host = connect(
+            plain, address="127.0.0.1", port=listener.getsockname()[1], connect_timeout=1
+        )
+
+        with pytest.raises(Unreachable, match="nothing greets there") as silent:
+            host.run(["true"], timeout=20)
+
+    assert silent.value.retryable
+    assert not isinstance(silent.value, TooManyConnections)
+
+
 def test_a_jump_host_that_forbids_forwarding_is_named(
     bare: LabHost, jump: LabHost, connect: Connect
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from blocks.cancellation import Cancellation, cancellation_scope, current_cancellation
 from blocks.errors import Cancelled, Conflict, SeveralFailures, Unreachable
-from tasks.common.failures import collect
+from tasks.common.failures import Collected, collect, each_failure
 
 
 def test_all_are_tried_and_all_failures_kept_in_order() -> None:
@@ -20,14 +20,17 @@ def test_all_are_tried_and_all_failures_kept_in_order() -> None:
     collected = collect(work, ["a", "b", "c", "d"], name=str)
     assert collected.results == ("A", "C")
     assert [failure.where for failure in collected.failures] == ["b", "d"]
-    with pytest.raises(SeveralFailures, match="2 failures") as caught:
-        collected.raise_failures("ship")
-    assert caught.value.retryable
 
 
-def test_nothing_is_raised_when_nothing_failed() -> None:
-    collect(str, [1, 2], name=str).raise_failures("ship")
-    assert collect(str, [], name=str).results == ()
+def test_nothing_to_work_on_is_no_failure() -> None:
+    assert collect(str, [], name=str) == Collected((), ())
+
+
+def test_failures_in_failures_are_listed_once_each_and_in_their_order() -> None:
+    a, b, c, d = (Conflict(name, "gpu1") for name in "abcd")
+    nested = SeveralFailures([b, SeveralFailures([c], "deeper")], "outer")
+    assert each_failure([a, nested, d]) == [a, b, c, d]
+    assert each_failure([]) == []
 
 
 def test_several_failures_of_one_host_are_not_nested() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from blocks.errors import CommandFailed, DiskFull, EngineUnavailable, WrongArchitecture
 from blocks.remote_job import JobResult
-from tasks.images.act import load, load_job_name, verify_start
+from tasks.images.act import load, verify_start
 from tasks.images.facts import ImageFacts
+from tasks.images.staging import load_job_name
 from tests.unit.images_doubles import AnsweringHost, answer
 
 IMAGE = ImageFacts("app:1", "sha256:a", "sha256:a", ("l1",), "amd64")

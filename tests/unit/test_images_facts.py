@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from tasks.images.facts import (
-    Disk,
     ImageFacts,
     docker_architecture,
-    parse_disk,
     parse_engine_info,
     parse_image,
     parse_image_config,
@@ -161,38 +159,3 @@ def test_the_kind_of_store_is_read_from_the_driver_status() -> None:
     facts = parse_engine_info(info | {"DriverStatus": [["Backing Filesystem", "extfs"]]})
     assert (facts.store, facts.image_root) == ("graphdriver", "/data/docker")
     assert parse_engine_info(info | {"DriverStatus": None}).store == "graphdriver"
-
-
-@pytest.mark.parametrize(
-    ("line", "disk"),
-    [
-        ("/dev/vda1 100 40 60 40% /", Disk("/dev/vda1", "/", 60 * 1024)),
-        ("overlay  99 9 0 100% /var/lib/docker", Disk("overlay", "/var/lib/docker", 0)),
-        ("nas:/my share 9 1 8 2% /mnt/my share", Disk("nas:/my share", "/mnt/my share", 8192)),
-        ("/dev/sda1 100 110 -10 110% /", Disk("/dev/sda1", "/", 0)),
-        ("tmpfs 5 0 5 - /run", Disk("tmpfs", "/run", 5120)),
-    ],
-)
-def test_a_line_of_df_is_read_whatever_the_names_hold(line: str, disk: Disk) -> None:
-    head = "Filesystem 1024-blocks Used Available Capacity Mounted on\n"
-    assert parse_disk(head + line + "\n") == disk
-
-
-def test_what_is_not_dfs_output_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a line of df"):
-        parse_disk("df: no such file")
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "shared"),
-    [
-        (Disk("/dev/sda1", "/", 1), Disk("/dev/sda1", "/", 1), True),
-        (Disk("/dev/sda1", "/data", 1), Disk("/dev/sda1", "/var/lib/docker", 1), True),
-        (Disk("overlay", "/a", 1), Disk("overlay", "/b", 1), False),
-        (Disk("/dev/sda1", "/", 1), Disk("/dev/sdb1", "/data", 1), False),
-    ],
-)
-def test_two_places_share_room_when_they_are_on_one_filesystem(
-    one: Disk, other: Disk, shared: bool
-) -> None:
-    assert one.shares_room_with(other) is shared

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blocks.disk import Disk
 from blocks.errors import CommandFailed, EngineUnavailable, PermissionRefused
 from blocks.host import CommandResult
-from tasks.images.facts import Disk, ImageFacts
+from tasks.images import host_facts
+from tasks.images.facts import ImageFacts
 from tasks.images.host_facts import read_host, read_images
+from tests.unit.conftest import Shell
 from tests.unit.images_doubles import AnsweringHost, answer
 
 INFO: dict[str, Any] = {
@@ -64,7 +68,7 @@ def test_a_host_is_read_in_four_commands() -> None:
     )
     assert facts.docker_root == "/data1/docker"
     assert facts.docker_root_disk == facts.staging_disk == Disk("/dev/sda1", "/", 60 * 1024)
-    assert facts.docker_root_free == facts.staging_free == 60 * 1024
+    assert dict(facts.staged) == {}
     assert list(facts.images) == ["app:1"]
 
 
@@ -95,7 +99,41 @@ def test_the_disk_of_the_docker_root_is_read_as_root_and_that_of_the_staging_as_
     asked = host([])
     read_host(asked, WANTED)
     disks = [(argv[-1], sudo) for argv, sudo in asked.asked if argv[0] == "sh"]
-    assert disks == [("/data1/docker", True), ("~/.crossgap", False)]
+    assert disks == [("~/.crossgap/staging", False), ("/data1/docker", True)]
+
+
+def test_what_lies_staged_is_read_with_the_room() -> None:
+    whole, part, old = "1" * 32, "2" * 32, "3" * 32
+    listing = (
+        f"2000\t/root/.crossgap/staging/{whole}.tar\n"
+        f"4\t/root/.crossgap/staging/{whole}.txt\n"
+        f"1000\t/root/.crossgap/staging/.{part}.tar.{'2' * 16}.part\n"
+        f"4\t/root/.crossgap/staging/.{part}.tar.{'2' * 16}.part.writer\n"
+        f"7\t/my disk/staging/{old}.tar\n"
+        "9\t/root/.crossgap/staging/notes.tar\n"
+    )
+    asked = host([])
+    asked.answers = {"sh -c path": answer(DF), "sh -c case": answer(listing + DF)} | asked.answers
+    facts = read_host(asked, WANTED)
+    assert dict(facts.staged) == {whole: 2000 * 1024, part: 1000 * 1024, old: 7 * 1024}
+    assert facts.staging_disk == facts.docker_root_disk
+
+
+@pytest.mark.parametrize("work_dir", ["~/工作 $(x)", "{tmp}/工作 $(x)"])
+def test_staged_files_are_seen_by_every_shell(shell: Shell, tmp_path: Path, work_dir: str) -> None:
+    folder = tmp_path / "工作 $(x)"
+    script = host_facts._STAGED + host_facts._DF
+    before = shell.run(f"HOME={tmp_path}\n{script}", work_dir.replace("{tmp}", str(tmp_path)))
+    folder.mkdir()
+    (folder / ("1" * 32 + ".tar")).write_bytes(bytes(1 << 20))
+    (folder / ("." + "2" * 32 + ".tar.22.part")).write_bytes(bytes(2 << 20))
+    after = shell.run(f"HOME={tmp_path}\n{script}", work_dir.replace("{tmp}", str(tmp_path)))
+
+    assert (before.returncode, after.returncode, after.stderr) == (0, 0, b"")
+    assert len(before.stdout.splitlines()) == 2
+    seen = host_facts._STAGED_FILE.findall(after.stdout.decode())
+    assert [key[0] for _, key in seen] == ["1", "2"]
+    assert [round(int(kilobytes), -2) for kilobytes, _ in seen] == [1000, 2000]
 
 
 def test_an_engine_that_is_down_is_seen_though_info_ends_well() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from blocks.disk import Disk
 from blocks.errors import DiskFull, WrongArchitecture
 from tasks.images.archive import ArchiveFacts
-from tasks.images.facts import Disk, HostFacts, ImageFacts
+from tasks.images.facts import HostFacts, ImageFacts
 from tasks.images.plan import Keep, Parcel, Send, Tag, plan_shipment
 
 GB = 10**9
@@ -70,7 +71,7 @@ def test_a_name_that_belongs_to_another_image_is_sent_and_said_to_be_replaced() 
     old = replace(APP, config_digest="sha256:old")
     plan = plan_shipment([APP], [host("gpu1", old)])
     assert plan.hosts[0].actions == (Send(APP, replaces=True),)
-    assert "another image has this name" in plan.as_markdown()
+    assert "another image has this name" in plan.as_rows()[0]["action"]
 
 
 def test_an_image_asked_for_by_digest_is_never_tagged_for_no_engine_allows_it() -> None:
@@ -98,8 +99,8 @@ def test_given_archives_go_only_to_the_hosts_that_need_them() -> None:
     plan = plan_shipment(
         [APP, BASE, OTHER], [host("x", OTHER), host("y", APP, BASE)], [first, second]
     )
-    assert plan.hosts[0].parcels == (Parcel((APP, BASE), 5, "a.tar"),)
-    assert plan.hosts[1].parcels == (Parcel((OTHER,), 6, "b.tar"),)
+    assert plan.hosts[0].parcels == (Parcel((APP, BASE), 5, "a.tar", "00"),)
+    assert plan.hosts[1].parcels == (Parcel((OTHER,), 6, "b.tar", "01"),)
     assert len(plan.parcels) == 2
 
 
@@ -154,14 +155,46 @@ def test_one_full_host_does_not_hinder_another() -> None:
     assert len(plan.parcels) == 1
 
 
-def test_a_dry_run_names_every_host_image_and_problem() -> None:
-    plan = plan_shipment(
-        [APP, OTHER], [host("a", OTHER), host("b", architecture="arm64"), host("c", APP, OTHER)]
-    )
-    text = plan.as_markdown()
-    assert "| a | app:1 | send | 2.00 GB |" in text
-    assert "| a | other:1 | keep: already there | 1.00 GB |" in text
-    assert "- a: 2.00 GB will be sent." in text
-    assert "- c: nothing will be sent." in text
-    assert "- b: app:1 is built for" in text
-    assert [row["action"] for row in plan.as_rows() if row["host"] == "b"] == ["none", "none"]
+def test_a_dry_run_names_every_host_and_image() -> None:
+    rows = plan_shipment(
+        [APP, OTHER], [host("a", OTHER), host("b", architecture="arm64")]
+    ).as_rows()
+    assert rows[0] == {"host": "a", "image": "app:1", "action": "send", "size": "2.00 GB"}
+    assert [row["action"] for row in rows] == ["send", "keep: already there", "none", "none"]
+
+
+# An earlier run was cut off
+
+
+ARCHIVE = ArchiveFacts(Path("a.tar"), 2 * GB, "ab" * 32, "none", (APP,))
+OTHER_ARCHIVE = ArchiveFacts(Path("b.tar"), 2 * GB, "cd" * 32, "none", (OTHER,))
+
+
+def problems(staged: dict[str, int], free: int, *archives: ArchiveFacts) -> tuple[object, ...]:
+    """Plan for a host whose staging disk has this room and these files."""
+    facts = replace(host(staging=replace(BIG, free=free)), staged=staged)
+    wanted = [image for archive in archives for image in archive.images] or [APP]
+    return plan_shipment(wanted, [facts], archives).problems
+
+
+@pytest.mark.parametrize("archives", [(ARCHIVE,), ()], ids=["archive", "engine"])
+def test_what_an_earlier_run_has_sent_needs_no_room_again(archives: tuple[ArchiveFacts]) -> None:
+    assert problems({}, GB, *archives)
+    assert problems({"ab" * 16: 3 * GB // 2}, GB, *archives) == ()
+    assert problems({"ab" * 16: GB // 2}, GB, *archives)
+
+
+def test_a_file_that_is_larger_than_the_archive_counts_no_more_than_the_archive() -> None:
+    staged = {"ab" * 16: 50 * GB}
+    assert problems(staged, GB, ARCHIVE, OTHER_ARCHIVE)
+    assert problems(staged, 3 * GB, ARCHIVE, OTHER_ARCHIVE) == ()
+
+
+def test_parts_of_other_archives_do_not_count() -> None:
+    assert problems({"ef" * 16: 2 * GB}, GB, ARCHIVE)
+
+
+def test_each_archive_has_its_own_part() -> None:
+    staged = {"ab" * 16: 3 * GB // 2, "cd" * 16: 3 * GB // 2}
+    assert problems(staged, 3 * GB // 2, ARCHIVE, OTHER_ARCHIVE) == ()
+    assert problems({"ab" * 16: 3 * GB // 2}, 3 * GB // 2, ARCHIVE, OTHER_ARCHIVE)

@@ -1,15 +1,16 @@
-"""What is missing for a lab is said with the command that brings it."""
+"""What is missing for a lab or a test is said with the command that brings it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.lab import LabUnavailable
-from tests.lab.packages import ensure_packages
+from tests.lab.packages import ensure_packages, install_packages, missing_packages
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *programs: str) -> None:
@@ -42,3 +43,17 @@ def test_a_machine_that_has_all_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     without(monkeypatch)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     ensure_packages()
+
+
+def test_a_file_may_be_looked_for_by_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "x86_64").mkdir()
+    wanted = {f"{tmp_path}/*/libfound.so": "found", f"{tmp_path}/*/libmissing.so": "missing"}
+    (tmp_path / "x86_64" / "libfound.so").touch()
+    assert missing_packages(wanted) == ["missing"]
+
+
+def test_whoever_may_not_install_is_given_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "chromium")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabUnavailable, match=r"Run as root: apt-get .* chromium$"):
+        install_packages({"chromium": "chromium", "bash": "bash"})

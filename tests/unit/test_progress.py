@@ -131,6 +131,42 @@ def test_two_hosts_have_bars_of_their_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert artifacts.percents[-1] == 10
 
 
+def test_work_with_nothing_to_do_shows_no_bar(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifacts = FakeArtifacts(monkeypatch)
+    with (
+        caplog.at_level("INFO", "crossgap"),
+        HostProgress("ship-images", "gpu1", every=0.01) as progress,
+    ):
+        progress.done()
+    assert (artifacts.percents, caplog.records) == ([], [])
+
+
+def test_numbers_from_many_threads_begin_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = FakeArtifacts(monkeypatch)
+    with HostProgress("ship-images", "gpu1", every=60) as progress:
+        threads = [threading.Thread(target=progress, args=(n, 100)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        progress.done()
+    progress(100, 100)
+    assert artifacts.percents == [0, 100]
+
+
+def test_a_host_that_is_called_like_a_step_has_a_bar_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifacts = FakeArtifacts(monkeypatch)
+    with HostProgress("ship-images", "spool", kind="save", every=0.01) as progress:
+        progress(80, 100)
+    with HostProgress("ship-images", "spool", every=0.01) as progress:
+        progress(10, 100)
+    assert artifacts.percents[-1] == 10
+
+
 def test_an_api_that_fails_costs_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
