@@ -14,12 +14,11 @@ import posixpath
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from blocks.cancellation import current_cancellation
+from blocks.cancellation import Cancellation, cancellation_scope, current_cancellation
 from blocks.errors import CommandFailed, Conflict, InvalidInput, TimedOut
 from blocks.outage import Outage, waited_out
 
@@ -59,8 +58,8 @@ printf '%s\\n' "$command" >"$dir/command" && : >"$dir/log" || exit 1
 setsid sh -c "$runner" sh "$dir" "$@" </dev/null >>"$dir/log" 2>&1 &
 tries=0
 while [ ! -f "$dir/pid" ] && [ ! -f "$dir/exit" ]; do
-    tries=$((tries + 1)); [ $tries -lt 30 ] || exit 1
-    [ $tries -lt 3 ] || sleep 1
+    tries=$((tries + 1)); [ $tries -lt 50 ] || exit 1
+    sleep 0.1 2>/dev/null || sleep 1
 done"""
 )
 
@@ -194,17 +193,11 @@ class RemoteJob:
             Cancelled: The run was cancelled; so was the job.
         """
         waiting = _Waiting(self, timeout, on_output)
-        with self.ended_when_cancelled():
-            return waited_out(self.host, waiting.attempt)
-
-    @contextmanager
-    def ended_when_cancelled(self) -> Iterator[None]:
-        """Have the job ended when the run is cancelled in the body."""
         cancellation = current_cancellation()
         key = (self.host.label, self.folder)
         cancellation.on_cancel(key, self.cancel)
         try:
-            yield
+            return waited_out(self.host, waiting.attempt)
         finally:
             cancellation.ended(key)
 
@@ -286,6 +279,7 @@ def start_job(host: Host, argv: Sequence[str], *, name: str, sudo: bool = False)
 
     Raises:
         Conflict: A job of this name is still running.
+        Cancelled: The run was cancelled; the job has been ended.
         CrossgapError: As for `Host.run`.
     """
     job = _job(host, name, sudo)
@@ -294,9 +288,13 @@ def start_job(host: Host, argv: Sequence[str], *, name: str, sudo: bool = False)
         ["sh", "-c", 'umask 077; mkdir -p "$1"', "sh", posixpath.dirname(job.folder)], timeout=60
     )
     full = ["sh", "-c", _START, "sh", job.folder, shlex.join(argv), _RUNNER, *argv]
-    with job.ended_when_cancelled():
-        # Here already: the answer may be waited for when the cancellation comes.
+    cancellation = current_cancellation()
+    # A start that was interrupted half-way could leave a job that nobody knows of.
+    with cancellation_scope(Cancellation()):
         result = host.run(full, timeout=60, check=False, sudo=sudo)
+        if result.exit_code == 0 and cancellation.requested:
+            job.cancel()
+    cancellation.check(host.label)
     if result.exit_code == 9:
         raise Conflict(
             f"the job {name} is already running",
