@@ -69,12 +69,17 @@ class Outage:
         self._cancellation.pause(pause, self._host.label)
 
 
-def waited_out(host: Host, attempt: Callable[[Outage], T]) -> T:
+def waited_out(
+    host: Host,
+    attempt: Callable[[Outage], T],
+    outages: tuple[type[CrossgapError], ...] = (Unreachable, TimedOut),
+) -> T:
     """Call until it succeeds, waiting out the times when the host is away.
 
     Args:
         host: The host, whose `patience` bounds a single outage, in seconds.
         attempt: What to do; it calls `Outage.over` whenever something arrived.
+        outages: The errors that are waited out, as long as they say that they may pass.
 
     Returns:
         What the attempt returns.
@@ -87,7 +92,7 @@ def waited_out(host: Host, attempt: Callable[[Outage], T]) -> T:
     while True:
         try:
             return attempt(outage)
-        except (Unreachable, TimedOut) as error:
+        except outages as error:
             if not error.retryable:
                 raise
             outage.wait(error)

@@ -58,8 +58,8 @@ def ship_images(
     Raises:
         SeveralFailures: Everything that failed; what succeeded stays done.
     """
-    terms = Terms.of(verify, rate_limit_mbit, total_rate_limit_mbit)
     with ship_report(FLOW, images, hosts, planned=dry_run) as report:
+        terms = Terms.of(verify, rate_limit_mbit, total_rate_limit_mbit)
         named = [load_host(name) for name in expand_hosts(hosts, host_names)]
         wanted, archives = find_wanted(images, source, archive, pull, mirrors)
         with hosts_locked([] if dry_run else named) as locked, ends_remote_work():

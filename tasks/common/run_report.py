@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from blocks.errors import CrossgapError, SeveralFailures
+from blocks.logs import leave_out_tracebacks
 from tasks.common.failures import Collected, defect, each_failure
 from tasks.common.report import Summary, publish_summary, publish_table, table_of
 
@@ -67,6 +68,7 @@ class RunReport(Generic[R]):
         return collected.results
 
     def __enter__(self) -> Self:
+        leave_out_tracebacks()
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from blocks.errors import CrossgapError, SeveralFailures
+from blocks.errors import CrossgapError, SeveralFailures, Unreachable
 from tasks.common.failures import collect
 from tasks.common.run_report import RunReport
 from tasks.images import steps
@@ -121,6 +121,8 @@ def _deliver(host: Host, archives: Sequence[ArchiveFacts], terms: Terms) -> int:
         with cleared_when_cancelled(host, later):
             try:
                 steps.load_archive(host.name, staged, archive.sha256, archive.size, title)
+            except Unreachable:
+                raise  # the next run clears up
             except CrossgapError:
                 steps.clean_up(host.name, later, return_state=True)
                 raise

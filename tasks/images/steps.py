@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
+from blocks.errors import Unreachable
+from blocks.host import Host
 from blocks.hosts import load_host
 from blocks.logs import logger
+from blocks.outage import waited_out
 from tasks.common.progress import HostProgress
 from tasks.common.retry import retrying
 from tasks.images import act, archive, host_facts, pull, source, staging
@@ -18,6 +22,8 @@ from tasks.images.archive import ArchiveFacts
 from tasks.images.facts import HostFacts, ImageFacts
 from tasks.images.plan import Tag
 from tasks.images.pull import PullPolicy
+
+T = TypeVar("T")
 
 # The slowest engines that we have met unpack 5 MB/s.
 _LOAD_RATE = 5e6
@@ -117,6 +123,15 @@ def save_images(images: Sequence[ImageFacts]) -> ArchiveFacts:
     return saved
 
 
+def _patiently(name: str, work: Callable[[Host], T]) -> T:
+    """Work on a host that has answered before, waiting out the times when it is away.
+
+    After hours of sending, a line that drops for a minute must not fail the run.
+    """
+    host = load_host(name)
+    return waited_out(host, lambda _: work(host), (Unreachable,))
+
+
 @task(task_run_name="load {title} on {host}", cache_policy=NO_CACHE, **retrying())
 def load_archive(
     host: str,
@@ -138,12 +153,15 @@ def load_archive(
         CrossgapError: As for `tasks.images.act.load`.
     """
     log = logger()
-    act.load(
-        load_host(host),
-        staged,
-        staging.load_job_name(sha256),
-        timeout=_LOAD_LEAST + size / _LOAD_RATE,
-        on_output=lambda text: log.info("%s: %s", host, text.strip()),
+    _patiently(
+        host,
+        lambda there: act.load(
+            there,
+            staged,
+            staging.load_job_name(sha256),
+            timeout=_LOAD_LEAST + size / _LOAD_RATE,
+            on_output=lambda text: log.info("%s: %s", host, text.strip()),
+        ),
     )
 
 
@@ -158,7 +176,7 @@ def tag_image(host: str, tag: Tag) -> None:
     Raises:
         CrossgapError: As for `tasks.images.act.tag`.
     """
-    act.tag(load_host(host), tag.existing, tag.image.name)
+    _patiently(host, lambda there: act.tag(there, tag.existing, tag.image.name))
 
 
 @task(task_run_name="verify images on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
@@ -172,7 +190,7 @@ def verify_images(host: str, wanted: Sequence[ImageFacts]) -> None:
     Raises:
         CrossgapError: As for `tasks.images.act.verify_content`.
     """
-    act.verify_content(load_host(host), wanted)
+    _patiently(host, lambda there: act.verify_content(there, wanted))
 
 
 @task(task_run_name="start {image.name} on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
@@ -189,7 +207,8 @@ def start_image(host: str, image: ImageFacts) -> str:
     Raises:
         CrossgapError: As for `tasks.images.act.verify_start`.
     """
-    return act.verify_start(load_host(host), image, str(flow_run.id or "by hand"))
+    run_id = str(flow_run.id or "by hand")
+    return _patiently(host, lambda there: act.verify_start(there, image, run_id))
 
 
 @task(task_run_name="clean up on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
@@ -203,4 +222,4 @@ def clean_up(host: str, keep: Sequence[str] = ()) -> None:
     Raises:
         CrossgapError: As for `Host.run`.
     """
-    staging.clear(load_host(host), keep)
+    _patiently(host, lambda there: staging.clear(there, keep))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from blocks.errors import ConnectionLost, CrossgapError, TimedOut, Unreachable
 from tasks.common import progress as progress_module
 from tasks.common.artifact_keys import artifact_key
 from tasks.common.progress import HostProgress
@@ -73,3 +74,34 @@ def test_no_host_has_the_bar_of_a_step_on_this_side(
     assert len(bars) == 3
     words = {word for key in bars for word in key.split("-")}
     assert bars.keys().isdisjoint(artifact_key("ship-images", "progress", word) for word in words)
+
+
+class Away:
+    """A host that cannot be reached for a while."""
+
+    label = "gpu1"
+    patience = 60
+
+    def __init__(self, errors: list[CrossgapError]) -> None:
+        self.errors = errors
+
+    def work(self) -> str:
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def patiently(host: Away, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(steps, "load_host", lambda _: host)
+    monkeypatch.setattr("blocks.cancellation.Cancellation.pause", lambda *_: None)
+    return steps._patiently("gpu1", lambda there: there.work())  # type: ignore[attr-defined]
+
+
+def test_a_step_after_the_transfer_waits_out_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Away([ConnectionLost("it died", "gpu1"), Unreachable("no answer", "gpu1")])
+    assert patiently(host, monkeypatch) == "done"
+
+
+def test_an_engine_that_hangs_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TimedOut):
+        patiently(Away([TimedOut("docker info did not end", "gpu1")]), monkeypatch)
