@@ -55,7 +55,7 @@ STALL = 300.0
 _PREPARE = """\
 part=$1
 umask 077
-mkdir -p "${part%/*}" || exit 3
+mkdir -p "${part%/*}/" || exit 3
 [ ! -L "$part" ] || { echo "Permission denied: $part is a link" >&2; exit 5; }
 old=$(cat "$part.writer" 2>/dev/null)
 if [ -n "$old" ] && tr '\\0' '\\n' <"/proc/$old/cmdline" 2>/dev/null | grep -qxF -e "$part"; then
@@ -64,7 +64,7 @@ if [ -n "$old" ] && tr '\\0' '\\n' <"/proc/$old/cmdline" 2>/dev/null | grep -qxF
 fi
 [ -f "$part" ] || : >"$part" || exit 4
 wc -c <"$part"
-df -Pk "${part%/*}" | tail -n 1"""
+df -Pk "${part%/*}/" | tail -n 1"""
 
 # Reports the size every second, so that progress is what arrived, not what was sent.
 _APPEND = """\

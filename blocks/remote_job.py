@@ -29,6 +29,8 @@ State = Literal["running", "ended", "vanished", "absent"]
 
 _STATES: dict[str, State] = {"running": "running", "ended": "ended", "absent": "absent"}
 
+DAY = 86400.0
+
 # Bytes of a log that one look reads.
 PIECE = 1 << 18
 
@@ -176,7 +178,9 @@ class RemoteJob:
         status = self.look(offset)
         return status.text, status.offset
 
-    def wait(self, *, timeout: float, on_output: Callable[[str], None] | None = None) -> JobResult:
+    def wait(
+        self, *, timeout: float = DAY, on_output: Callable[[str], None] | None = None
+    ) -> JobResult:
         """Wait for the end of the job, over any number of connections.
 
         Args:

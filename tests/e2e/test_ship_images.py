@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -237,25 +237,29 @@ def test_a_cancelled_run_leaves_nothing_at_work_and_nothing_half_made(
     worker: PrivateServer,
     client: SyncPrefectClient,
     block: Callable[..., str],
-    any_host: LabHost,
+    plain: LabHost,
+    bare: LabHost,
     large: str,
     moment: str,
 ) -> None:
-    host = block(any_host)
-    run = _started_until(moment, any_host, host, large)
+    hosts = {host: block(host) for host in (plain, bare)}
+    run = _started_until(moment, hosts, large)
 
     client.set_flow_run_state(run.id, Cancelling())
     state = ended(client, run.id).state
 
     assert state
     assert state.is_cancelled(), state.message
-    wait_for(lambda: not working_on(any_host))
-    assert images_on(any_host) == set()
-    assert not [name for name in staged_on(any_host) if not name.startswith(".")]
-    assert any_host.run(["ls", "-A", f"{any_host.home}/.crossgap"]).split() != []
-    any_host.slow(None)
-    assert ended(client, start(large, host).id).state.is_completed()  # type: ignore[union-attr]
-    assert large in images_on(any_host)
+    for host in hosts:
+        wait_for(lambda host=host: not working_on(host))  # type: ignore[misc]
+        assert images_on(host) == set()
+        assert not [name for name in staged_on(host) if not name.startswith(".")]
+        assert host.run(["sh", "-c", "ls -A /tmp"]) == ""
+        host.slow(None)
+    again = ended(client, start(large, *hosts.values()).id).state
+    assert again
+    assert again.is_completed(), again.message
+    assert all(large in images_on(host) for host in hosts)
 
 
 @pytest.mark.parametrize("moment", ["sending", "loading"])
@@ -263,32 +267,36 @@ def test_a_run_that_was_killed_is_taken_up_by_the_next(
     worker: PrivateServer,
     client: SyncPrefectClient,
     block: Callable[..., str],
-    any_host: LabHost,
+    plain: LabHost,
+    bare: LabHost,
     large: str,
     moment: str,
 ) -> None:
-    host = block(any_host)
-    before = any_host.bytes_received()
-    run = _started_until(moment, any_host, host, large)
+    hosts = {host: block(host) for host in (plain, bare)}
+    before = {host: host.bytes_received() for host in hosts}
+    run = _started_until(moment, hosts, large)
 
     os.kill(process_of(run.id), signal.SIGKILL)
-    any_host.slow(None)
+    for host in hosts:
+        host.slow(None)
     killed = ended(client, run.id).state
-    second = start(large, host)
+    second = start(large, *hosts.values())
     if moment == "loading":
-        # The job of the first run still runs when the second comes to it.
-        wait_for(lambda: _is_loading(client, second.id), 180)
-        any_host.run(["pkill", "-CONT", "-x", "docker"])
+        # The jobs of the first run still run when the second comes to them.
+        wait_for(lambda: _loading(client, second.id) == len(hosts), 180)
+        for host in hosts:
+            host.run(["pkill", "-CONT", "-x", "docker"])
     state = ended(client, second.id).state
 
     assert killed
     assert killed.is_crashed()
     assert state
     assert state.is_completed(), state.message
-    assert large in images_on(any_host)
-    assert any_host.bytes_received() - before < 41 * MB * 1.12 + 4 * MB
-    assert staged_on(any_host) == []
     assert "took over the stale lock" in logs_of(client, second.id)
+    for host in hosts:
+        assert large in images_on(host)
+        assert host.bytes_received() - before[host] < 41 * MB * 1.12 + 4 * MB
+        assert staged_on(host) == []
 
 
 def test_two_runs_with_two_blocks_for_one_machine_take_turns(
@@ -307,24 +315,31 @@ def test_two_runs_with_two_blocks_for_one_machine_take_turns(
     assert sorted(actions) == ["full", "present"]
 
 
-def _started_until(moment: str, host: LabHost, name: str, image: str) -> FlowRun:
-    before = host.bytes_received()
-    if moment == "sending":
+def _started_until(moment: str, hosts: Mapping[LabHost, str], image: str) -> FlowRun:
+    """Start a run and return when all its hosts have come to a moment, and stay there."""
+    before = {host: host.bytes_received() for host in hosts}
+
+    def under_way() -> bool:
+        return all(host.bytes_received() - before[host] > 15 * MB for host in hosts)
+
+    for host in hosts:
         host.slow(60)
-        run = start(image, name)
-        wait_for(lambda: host.bytes_received() - before > 15 * MB)
-        return run
-    run = start(image, name)
-    wait_for(lambda: host.bytes_received() - before > 15 * MB)
-    # The load is held up for as long as the test wants.
-    host.run(["pkill", "-STOP", "-x", "dockerd"])
-    wait_for(lambda: "docker" in host.run(["ps", "-eo", "comm="]).split())
-    host.run(["pkill", "-STOP", "-x", "docker"])
-    host.run(["pkill", "-CONT", "-x", "dockerd"])
+    run = start(image, *hosts.values())
+    wait_for(under_way)
+    if moment == "loading":
+        for host in hosts:
+            # The load is held up for as long as the test wants.
+            host.run(["pkill", "-STOP", "-x", "dockerd"])
+            host.slow(None)
+        for host in hosts:
+            wait_for(lambda host=host: "docker" in host.run(["ps", "-eo", "comm="]).split())  # type: ignore[misc]
+            host.run(["pkill", "-STOP", "-x", "docker"])
+            host.run(["pkill", "-CONT", "-x", "dockerd"])
     return run
 
 
-def _is_loading(client: SyncPrefectClient, run_id: UUID) -> bool:
+def _loading(client: SyncPrefectClient, run_id: UUID) -> int:
+    """Count the load tasks of a run that are at work."""
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
     tasks = client.read_task_runs(flow_run_filter=wanted)
-    return any(task.name.startswith("load") and task.state.is_running() for task in tasks)  # type: ignore[union-attr]
+    return sum(task.name.startswith("load") and task.state.is_running() for task in tasks)  # type: ignore[union-attr]
