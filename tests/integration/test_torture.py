@@ -85,7 +85,7 @@ def test_a_transfer_through_one_fault_after_the_other_gets_there(
             "link": (any_host.cut, any_host.mend),
             "sshd": (any_host.stop_sshd, any_host.start_sshd),
         }[fault]
-        while not stop.wait(random.uniform(2, 6)):
+        while not stop.wait(random.uniform(4, 9)):
             breaks += 1
             down()
             stop.wait(random.uniform(1, 30 if fault == "link" else 4))
@@ -99,7 +99,7 @@ def test_a_transfer_through_one_fault_after_the_other_gets_there(
         stop.set()
         disturber.join()
 
-    assert breaks > 2
+    assert breaks > 1
     assert _arrived(any_host, big)
     assert sent.sha256 in any_host.run(["sha256sum", f"{any_host.home}/a.tar"])
     assert any_host.bytes_received() - before < 120 * MB * 1.12 + breaks * LOST_PER_BREAK
