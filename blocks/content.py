@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,8 +55,38 @@ class Content:
         for piece in self.pieces:
             size = _size(piece)
             if start < size:
-                yield _rest(piece, start)
+                yield _cut(piece, start, size)
             start = max(0, start - size)
+
+    def cut(self, start: int, stop: int) -> Content:
+        """Return the bytes from one offset up to another, or up to the end."""
+        pieces = []
+        left = stop - start
+        for piece in self.behind(start):
+            if left <= 0:
+                break
+            pieces.append(_cut(piece, 0, left))
+            left -= _size(piece)
+        return Content(tuple(pieces))
+
+    def identity(self) -> str:
+        """Return what tells these bytes from others without reading files, in hexadecimal.
+
+        Files are known by their size, inode and time of change, which a program that
+        sets the time back can deceive.
+
+        Raises:
+            OSError: A file is gone.
+        """
+        digest = hashlib.sha256()
+        for piece in self.pieces:
+            if isinstance(piece, bytes):
+                digest.update(b"bytes %d " % len(piece) + piece)
+            else:
+                stat = piece.path.stat()
+                facts = (stat.st_size, stat.st_mtime_ns, stat.st_ino, piece.offset, piece.size)
+                digest.update(repr(facts).encode())
+        return digest.hexdigest()
 
     def chunks(self, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes from an offset on, in chunks of at most `CHUNK`.
@@ -71,10 +101,20 @@ class Content:
             else:
                 yield from _read(piece)
 
-    def sha256(self) -> str:
-        """Return the SHA-256 of all of it, in hexadecimal."""
+    def sha256(self, stopped: Callable[[], bool] = lambda: False) -> str:
+        """Return the SHA-256 of all of it, in hexadecimal.
+
+        Args:
+            stopped: Whether to give up, which makes the result worthless.
+
+        Raises:
+            OSError: A file cannot be read.
+            EOFError: A file is shorter than it was.
+        """
         digest = hashlib.sha256()
         for chunk in self.chunks():
+            if stopped():
+                break
             digest.update(chunk)
         return digest.hexdigest()
 
@@ -83,10 +123,10 @@ def _size(piece: FileRange | bytes) -> int:
     return piece.size if isinstance(piece, FileRange) else len(piece)
 
 
-def _rest(piece: FileRange | bytes, start: int) -> FileRange | bytes:
+def _cut(piece: FileRange | bytes, start: int, stop: int) -> FileRange | bytes:
     if isinstance(piece, bytes):
-        return piece[start:]
-    return FileRange(piece.path, piece.offset + start, piece.size - start)
+        return piece[start:stop]
+    return FileRange(piece.path, piece.offset + start, min(stop, piece.size) - start)
 
 
 def _read(piece: FileRange) -> Iterator[bytes]:

@@ -108,6 +108,10 @@ class Damaged(CrossgapError):
     """The bytes are not those that they claim to be."""
 
 
+class SourceDamaged(Damaged):
+    """The bytes on this machine are not, or no longer, those that were to be sent."""
+
+
 class NotFound(CrossgapError):
     """A host, image, file or block of that name does not exist."""
 

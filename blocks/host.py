@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from blocks import files, remote_job
 from blocks.cancellation import Cancellation, cancellation_scope, current_cancellation
 from blocks.commands import CommandLine, MarkedOutput, SudoMode, command_line, sudo_refusal
+from blocks.content import Content
 from blocks.errors import (
     CommandFailed,
     ConnectionLost,
@@ -27,8 +28,8 @@ from blocks.errors import (
     SudoRefused,
     TimedOut,
 )
-from blocks.files import Pace, Progress, Transfer
 from blocks.remote_job import RemoteJob
+from blocks.transfer import Pace, Progress, Transfer
 
 
 class Process(Protocol):
@@ -40,6 +41,15 @@ class Process(Protocol):
         Raises:
             TimeoutError: None were taken for a few seconds.
             BrokenPipeError: The command has ended, or closed its input.
+        """
+
+    def write_file(self, descriptor: int, offset: int, size: int) -> int:
+        """Write bytes of an open file to standard input and return how many were taken.
+
+        Raises:
+            TimeoutError: None were taken for a few seconds.
+            BrokenPipeError: The command has ended, or closed its input.
+            EOFError: The file has none at that offset.
         """
 
     def close_input(self) -> None:
@@ -119,10 +129,19 @@ class RunningCommand:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._process.close()
         # Where the connection is gone, the way to end the command is gone too.
-        if kind is not None and not issubclass(kind, ConnectionLost):
+        to_end = kind is not None and not issubclass(kind, ConnectionLost)
+        if to_end and self._out.pid is None:
+            self._learn_pid()
+        self._process.close()
+        if to_end:
             self._end_on_host()
+
+    def _learn_pid(self) -> None:
+        """Take what has come but was not read, as the command's number may be in it."""
+        with suppress(CrossgapError, OSError):
+            if pair := self._process.read(0):
+                self._out.feed(pair[0])
 
     def write(self, data: bytes) -> None:
         """Write to the command's standard input, however long it takes to accept it."""
@@ -131,6 +150,27 @@ class RunningCommand:
             self._check()
             with suppress(TimeoutError):
                 rest = rest[self._process.write(bytes(rest[: 1 << 17])) :]
+
+    def write_file(self, descriptor: int, offset: int, size: int) -> int:
+        """Write bytes of an open file to the command's standard input.
+
+        Args:
+            descriptor: The file.
+            offset: Where in it to begin.
+            size: How many bytes to write at most.
+
+        Returns:
+            How many the command took; none when it was busy for a while.
+
+        Raises:
+            BrokenPipeError: The command has ended, or closed its input.
+            EOFError: The file has no bytes at that offset.
+        """
+        self._check()
+        try:
+            return self._process.write_file(descriptor, offset, size)
+        except TimeoutError:
+            return 0
 
     def feed(self, data: bytes) -> threading.Thread:
         """Write and close the input beside the caller, who reads the output meanwhile."""
@@ -247,6 +287,14 @@ class Host(ABC):
             AuthenticationRefused: The host did not accept the user.
         """
 
+    def open_bulk(self, line: CommandLine) -> Process:
+        """Start one line of shell whose input or output is large, as fast as the host can.
+
+        Raises:
+            CrossgapError: As for `open_process`.
+        """
+        return self.open_process(line)
+
     @abstractmethod
     def forward(self, host: str, port: int) -> AbstractContextManager[int]:
         """Make a port that this host reaches available on this machine.
@@ -275,6 +323,7 @@ class Host(ABC):
         timeout: float,
         sudo: bool = False,
         has_input: bool = False,
+        bulk: bool = False,
     ) -> RunningCommand:
         """Start a command and return while it runs.
 
@@ -283,6 +332,8 @@ class Host(ABC):
             timeout: Seconds that it may run in all.
             sudo: Whether it needs root; without effect where the block has no sudo.
             has_input: Whether it will be written to.
+            bulk: Whether so much is written or read that speed matters more than a
+                quick start.
 
         Returns:
             The running command, as a context manager that ends it on the host when
@@ -295,7 +346,8 @@ class Host(ABC):
             sudo_password=self._sudo_password(),
             has_input=has_input,
         )
-        return RunningCommand(self, self.open_process(line), line, _shown(argv), timeout)
+        process = self.open_bulk(line) if bulk else self.open_process(line)
+        return RunningCommand(self, process, line, _shown(argv), timeout)
 
     def _sudo_password(self) -> str:
         return ""
@@ -406,20 +458,22 @@ class Host(ABC):
         """
         if path != "~" and not path.startswith("~/"):
             return path
-        home = self.run(["sh", "-c", 'printf %s "$HOME"'], timeout=30).stdout
-        return home.rstrip("/") + path[1:]
+        return self._home().rstrip("/") + path[1:]
+
+    def _home(self) -> str:
+        return self.run(["sh", "-c", 'printf %s "$HOME"'], timeout=30).stdout
 
     def put(
         self,
-        local: Path | str,
+        local: Path | str | Content,
         remote: str,
         *,
         progress: Progress | None = None,
         pace: Pace | None = None,
         sha256: str = "",
     ) -> Transfer:
-        """Send a file to the host; see `blocks.files.put`."""
-        return files.put(self, Path(local), remote, progress=progress, pace=pace, sha256=sha256)
+        """Send a file, or other content, to the host; see `blocks.files.put`."""
+        return files.put(self, local, remote, progress=progress, pace=pace, sha256=sha256)
 
     def get(
         self,

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import select
-import signal
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, cast
+from contextlib import contextmanager
 
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import BlockType
@@ -20,10 +13,8 @@ from pydantic import Field, HttpUrl
 from blocks.commands import CommandLine, SudoMode
 from blocks.errors import InvalidInput
 from blocks.host import Host
+from blocks.local_process import LocalProcess
 from blocks.logo import logo, with_served_logo
-
-# Seconds between SIGTERM and SIGKILL.
-GRACE = 5.0
 
 
 class LocalHost(Host, Block):
@@ -86,7 +77,7 @@ class LocalHost(Host, Block):
 
     def open_process(self, line: CommandLine) -> LocalProcess:
         """Start one line of shell here."""
-        return LocalProcess(line)
+        return LocalProcess(["/bin/sh", "-c", line.line], line.preamble)
 
     @contextmanager
     def forward(self, host: str, port: int) -> Iterator[int]:
@@ -109,77 +100,3 @@ class LocalHost(Host, Block):
                 "Connect to it directly, or name the SSH host that reaches it.",
             )
         yield port
-
-
-class LocalProcess:
-    """A subprocess with the three streams that `Host` works with."""
-
-    def __init__(self, line: CommandLine) -> None:
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", line.line],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            bufsize=0,
-        )
-        streams = (self._process.stdin, self._process.stdout, self._process.stderr)
-        self._stdin, out, err = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", streams)
-        self._open = {out.fileno(): out, err.fileno(): err}
-        self._stdout = out.fileno()
-        if line.preamble:
-            self.write(line.preamble)
-
-    def write(self, data: bytes) -> int:
-        """Write some of the data; raise `TimeoutError` when none is taken for 5 s."""
-        try:
-            if not select.select([], [self._stdin], [], 5)[1]:
-                raise TimeoutError
-            # A pipe that is ready takes at least PIPE_BUF bytes without blocking.
-            return os.write(self._stdin.fileno(), data[: select.PIPE_BUF])
-        except ValueError as error:  # closed by the thread that reads
-            raise BrokenPipeError(errno.EPIPE, "the command has ended") from error
-
-    def close_input(self) -> None:
-        """End standard input."""
-        with suppress(BrokenPipeError):
-            self._stdin.close()
-
-    def read(self, timeout: float) -> tuple[bytes, bytes] | None:
-        """Return what came on both streams, or None when both have ended."""
-        if not self._open:
-            if self._process.poll() is not None:
-                return None
-            time.sleep(min(timeout, 0.05))  # it has closed its streams and lives on
-            return b"", b""
-        out, err = b"", b""
-        for descriptor in select.select(list(self._open), [], [], timeout)[0]:
-            data = os.read(descriptor, 1 << 18)
-            if not data:
-                self._open.pop(descriptor).close()
-            elif descriptor == self._stdout:
-                out = data
-            else:
-                err = data
-        return out, err
-
-    def exit_code(self) -> int:
-        """Return the exit code in the shell's way, 128 + n for signal n."""
-        code = self._process.wait()
-        return 128 - code if code < 0 else code
-
-    def close(self) -> None:
-        """End what still runs and close the streams."""
-        self.close_input()
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-        for stream in self._open.values():
-            stream.close()
-        self._open.clear()
-        try:
-            self._process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()

@@ -26,6 +26,7 @@ from blocks.errors import (
     Unreachable,
 )
 from blocks.host_keys import KnownHosts
+from blocks.openssh import OpenSSHClient
 from blocks.ssh_login import Login, authenticate, connection_lost
 from blocks.ssh_process import SSHProcess
 from blocks.ssh_transport import (
@@ -53,6 +54,11 @@ class Connection:
 
     Args:
         login: Where to and as whom.
+
+    Attributes:
+        sudo_refused: How sudo refused the password, so that it is not tried again.
+        openssh: The faster way for large streams.
+        home: The user's home folder there, once somebody has asked.
     """
 
     def __init__(self, login: Login) -> None:
@@ -63,6 +69,8 @@ class Connection:
         self._refused: AuthenticationRefused | None = None
         self._worked = False
         self.sudo_refused: SudoRefused | None = None
+        self.openssh = OpenSSHClient(login)
+        self.home = ""
 
     def open_process(self, line: CommandLine) -> SSHProcess:
         """Start one line of shell in a channel of its own.

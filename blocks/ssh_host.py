@@ -26,7 +26,7 @@ from pydantic import Field, HttpUrl, SecretStr, field_validator
 
 from blocks.commands import CommandLine, SudoMode
 from blocks.errors import NotFound, SudoRefused
-from blocks.host import Host
+from blocks.host import Host, Process
 from blocks.logo import logo, with_served_logo
 
 if TYPE_CHECKING:
@@ -262,11 +262,32 @@ class SSHHost(JumpHost, Host):
             SudoRefused: It needs sudo, which has refused this password before.
             CrossgapError: No connection could be made.
         """
+        return self._connection_for(line).open_process(line)
+
+    def open_bulk(self, line: CommandLine) -> Process:
+        """Start one line of shell whose input or output is large.
+
+        It runs through the OpenSSH client where that is here and gets in, and
+        otherwise as all others do.
+
+        Raises:
+            CrossgapError: As for `open_process`.
+        """
+        connection = self._connection_for(line)
+        connection.transport()  # says best what is wrong, and asks for a password first
+        return connection.openssh.open_process(line) or connection.open_process(line)
+
+    def _connection_for(self, line: CommandLine) -> Connection:
         connection = self._connection()
         if line.through_sudo and connection.sudo_refused:
             # Trying a refused password again locks accounts.
             raise connection.sudo_refused
-        return connection.open_process(line)
+        return connection
+
+    def _home(self) -> str:
+        connection = self._connection()
+        connection.home = connection.home or super()._home()
+        return connection.home
 
     def sudo_refused(self, meaning: str, shown: str) -> SudoRefused:
         """Make the error for a sudo that did not start a command, and remember it."""

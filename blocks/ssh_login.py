@@ -198,7 +198,35 @@ def _parsed(text: str, passphrase: str | None) -> paramiko.PKey | None:
             raise
         except (paramiko.SSHException, ValueError, IndexError, TypeError):
             continue
-    return None
+    rewritten = _rewritten(text, passphrase)
+    return _parsed(rewritten, None) if rewritten else None
+
+
+def _rewritten(text: str, passphrase: str | None) -> str:
+    """Return an OpenSSH key in the older PEM format, or nothing.
+
+    One without a comment may end without padding, by chance; paramiko 5 takes
+    that for damage.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    if "BEGIN OPENSSH PRIVATE KEY" not in text:
+        return ""
+    secret = passphrase.encode() if passphrase else None
+    try:
+        key = serialization.load_ssh_private_key(text.encode(), secret)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return ""
+    if not isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
+        return ""
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    return pem.decode()
 
 
 def connection_lost(login: Login, error: BaseException | None) -> ConnectionLost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import time
 from collections.abc import Callable
@@ -53,6 +54,13 @@ class SSHProcess:
         if not sent:
             raise BrokenPipeError(errno.EPIPE, "the command has ended")
         return sent
+
+    def write_file(self, descriptor: int, offset: int, size: int) -> int:
+        """Write some bytes of an open file, as `write` does."""
+        data = os.pread(descriptor, min(size, 1 << 17), offset)
+        if not data:
+            raise EOFError
+        return self.write(data)
 
     def close_input(self) -> None:
         """End standard input."""

@@ -10,25 +10,40 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from blocks import files
+from blocks import fetching, remote_hash, sending, transfer
 from blocks.cancellation import Cancellation, cancellation_scope
+from blocks.content import Content, FileRange
 from blocks.errors import (
     Cancelled,
-    Damaged,
     DiskFull,
     NotFound,
     PermissionRefused,
+    SourceDamaged,
     Unreachable,
 )
+from blocks.file_scripts import RECEIVE
+from blocks.link import SAMPLE, link_rate
 from blocks.local_host import LocalHost
 from tests.integration.conftest import Connect
 from tests.lab import LabHost
 
 MB = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files of 24 MB travel as large ones do, through OpenSSH unless told otherwise."""
+    monkeypatch.setattr(transfer, "BULK", MB)
+    if getattr(request, "param", "openssh") == "paramiko":
+        monkeypatch.setenv("CROSSGAP_OPENSSH", "no")
+
+
+both_ways = pytest.mark.parametrize("wire", ["openssh", "paramiko"], indirect=True)
 
 
 @pytest.fixture
@@ -47,6 +62,7 @@ def _remote_sha256(host: LabHost, path: str) -> str:
     return host.run(["sha256sum", path]).split()[0].lstrip("\\")
 
 
+@both_ways
 def test_a_file_arrives_whole_under_its_name(
     any_host: LabHost, connect: Connect, big: Path
 ) -> None:
@@ -92,6 +108,7 @@ def test_another_file_takes_the_place_of_an_older_one(
     assert _remote_sha256(any_host, f"{any_host.home}/a.tar") == _sha256(big)
 
 
+@both_ways
 def test_a_file_comes_back_as_it_went(
     any_host: LabHost, connect: Connect, big: Path, tmp_path: Path
 ) -> None:
@@ -114,7 +131,7 @@ def test_a_fetch_goes_on_where_an_earlier_one_stopped(
 
     fetched = host.get("~/a.tar", tmp_path / "b.tar")
 
-    whole_blocks = 10 * MB // files.BLOCK * files.BLOCK
+    whole_blocks = 10 * MB // fetching.BLOCK * fetching.BLOCK
     assert fetched.bytes_resumed == whole_blocks
     assert fetched.bytes_sent == 24 * MB - whole_blocks
     assert _sha256(tmp_path / "b.tar") == _sha256(big)
@@ -145,6 +162,7 @@ def test_a_cut_link_is_waited_out_and_nothing_that_arrived_is_sent_again(
     assert received <= 24 * MB * 1.15 + 4 * MB
 
 
+@pytest.mark.parametrize("wire", ["paramiko"], indirect=True)
 def test_a_killed_sshd_costs_nothing_that_had_arrived(
     any_host: LabHost, connect: Connect, big: Path
 ) -> None:
@@ -172,6 +190,7 @@ def test_patience_has_an_end(plain: LabHost, connect: Connect, big: Path) -> Non
         host.put(big, "~/a.tar")
 
 
+@both_ways
 def test_a_killed_process_leaves_a_part_that_the_next_one_uses(
     any_host: LabHost, connect: Connect, big: Path, tmp_path: Path
 ) -> None:
@@ -189,16 +208,19 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_uses(
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert sender.stdout
-    for line in sender.stdout:
-        if int(line) > 4 * MB:
-            break
-    sender.kill()
-    sender.wait()
+    before = any_host.bytes_received()
+    with sender:
+        assert sender.stdout
+        for line in sender.stdout:
+            if int(line) > 4 * MB:
+                break
+        sender.kill()
     any_host.slow(None)
 
     sent = host.put(big, "~/a.tar")
 
+    # Headers of SSH and TCP, twice behind a jump host; and what was on the way.
+    assert any_host.bytes_received() - before <= 24 * MB * 1.12 + (8 << 20)
     assert sent.bytes_resumed > 4 * MB
     assert sent.bytes_sent == 24 * MB - sent.bytes_resumed
     assert _remote_sha256(any_host, f"{any_host.home}/a.tar") == _sha256(big)
@@ -219,7 +241,7 @@ def test_a_part_that_was_damaged_on_the_host_is_sent_anew(
 def test_a_file_that_is_not_what_it_should_be_is_never_delivered(
     any_host: LabHost, connect: Connect, big: Path
 ) -> None:
-    with pytest.raises(Damaged, match="not, or no longer, the one"):
+    with pytest.raises(SourceDamaged, match="not, or no longer, the one"):
         connect(any_host).put(big, "~/a.tar", sha256="0" * 64)
 
     assert "a.tar" not in any_host.run(["ls", "-A", any_host.home])
@@ -240,6 +262,7 @@ def test_a_disk_without_room_is_found_before_anything_is_sent(
     assert "a.tar" not in any_host.run(["ls", "-A", any_host.home])
 
 
+@both_ways
 def test_a_disk_that_fills_up_on_the_way_leaves_nothing_behind(
     any_host: LabHost, connect: Connect, big: Path
 ) -> None:
@@ -334,23 +357,156 @@ def test_patience_ends_although_commands_pass_when_data_does_not(
     plain: LabHost, connect: Connect, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = connect(plain, patience=3)
-    monkeypatch.setattr(files, "_APPEND", "kill -9 $$")
+    monkeypatch.setattr(sending, "RECEIVE", "kill -9 $$")
 
     with pytest.raises(Unreachable, match="ended from outside"):
         host.put(big, "~/a.tar")
 
 
-def test_a_large_file_is_hashed_by_a_job(
+def test_a_large_file_that_is_all_there_is_hashed_by_a_job(
     any_host: LabHost, connect: Connect, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "HASH_BY_JOB", MB)
+    monkeypatch.setattr(remote_hash, "HASH_BY_JOB", MB)
     host = connect(any_host)
+    part = f"{any_host.home}/大/.a.tar.{_sha256(big)[:16]}.part"
+    any_host.write_file(part, big.read_bytes(), 0o666)
 
     sent = host.put(big, "~/大/a.tar")
 
-    assert sent.sha256 == _sha256(big)
-    assert host.put(big, "~/大/a.tar").bytes_sent == 0
+    assert (sent.bytes_sent, sent.bytes_resumed) == (0, 24 * MB)
+    assert _remote_sha256(any_host, f"{any_host.home}/大/a.tar") == sent.sha256 == _sha256(big)
     assert any_host.run(["ls", "-A", f"{any_host.home}/.crossgap/jobs"]) == ""
+
+
+def test_a_connection_that_dies_while_the_far_side_hashes_costs_no_byte(
+    plain: LabHost, connect: Connect, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = RECEIVE.replace("echo hashing\n", 'echo hashing; sleep 4720; echo "$part" >~/late\n')
+    monkeypatch.setattr(sending, "RECEIVE", slow)
+    monkeypatch.setattr(remote_hash, "HASH_BY_JOB", MB)
+    killed: list[int] = []
+
+    def kill_once(arrived: int, _: int) -> None:
+        if arrived == 24 * MB and not killed:
+            killed.append(arrived)
+            _wait_until(lambda: any("sleep 4720" in line for _, line in plain.processes()))
+            plain.stop_sshd()
+            plain.start_sshd()
+
+    sent = connect(plain).put(big, "~/a.tar", progress=kill_once)
+
+    assert killed
+    assert (sent.bytes_sent, sent.sha256) == (24 * MB, _sha256(big))
+    assert _remote_sha256(plain, "/root/a.tar") == sent.sha256
+    assert "late" not in plain.run(["ls", "-A", "/root"])
+
+
+def test_a_file_whose_hash_nobody_knows_is_hashed_on_both_sides_at_once(
+    any_host: LabHost, connect: Connect, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "HASH_FIRST", MB)
+    monkeypatch.setattr(sending, "HASH_AT_ONCE", MB)
+    host = connect(any_host)
+
+    sent = host.put(big, "~/a.tar")
+    again = host.put(big, "~/a.tar")
+
+    assert (sent.bytes_sent, sent.sha256) == (24 * MB, _sha256(big))
+    assert (again.bytes_sent, again.sha256) == (0, _sha256(big))
+    assert _remote_sha256(any_host, f"{any_host.home}/a.tar") == _sha256(big)
+    assert any_host.run(["sh", "-c", f"ls -A {any_host.home} | grep a.tar"]) == "a.tar\n"
+
+
+def test_a_file_that_changes_while_it_travels_is_not_delivered(
+    plain: LabHost, connect: Connect, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "HASH_FIRST", MB)
+
+    def change(arrived: int, _: int) -> None:
+        if arrived == 24 * MB:
+            with big.open("r+b") as file:
+                file.write(b"changed")
+
+    with pytest.raises(SourceDamaged, match="no longer"):
+        connect(plain).put(big, "~/a.tar", progress=change)
+
+    assert "a.tar" not in plain.run(["ls", "-A", "/root"])
+
+
+def test_a_file_that_shrinks_while_it_travels_is_said_to(
+    plain: LabHost, connect: Connect, big: Path
+) -> None:
+    host, content = connect(plain), Content.of_file(big)
+    os.truncate(big, 20 * MB)
+
+    with pytest.raises(SourceDamaged, match="shorter than it was"):
+        host.put(content, "~/a.tar", sha256="1" * 64)
+
+
+def test_content_in_pieces_arrives_as_one_file(
+    any_host: LabHost, connect: Connect, big: Path
+) -> None:
+    data = big.read_bytes()
+    pieces = (b"head", FileRange(big, 5 * MB + 3, 2 * MB), b"between", FileRange(big, 0, 7), b"")
+    whole = b"head" + data[5 * MB + 3 : 7 * MB + 3] + b"between" + data[:7]
+    content = Content(pieces)
+    part = f"{any_host.home}/.a.{content.sha256()[:16]}.part"
+    any_host.write_file(part, whole[: MB + 1], 0o666)
+
+    sent = connect(any_host).put(content, "~/a")
+
+    assert (sent.bytes_resumed, sent.bytes_sent) == (MB + 1, len(whole) - MB - 1)
+    assert sent.sha256 == hashlib.sha256(whole).hexdigest()
+    assert any_host.run(["sha256sum", f"{any_host.home}/a"]).startswith(sent.sha256)
+
+
+def test_a_byte_that_is_damaged_on_the_host_is_found_and_sent_again(
+    plain: LabHost, connect: Connect, big: Path
+) -> None:
+    plain.slow(80)
+    part = f"{plain.home}/.a.tar.{_sha256(big)[:16]}.part"
+    damaged: list[int] = []
+
+    def damage_once(arrived: int, _: int) -> None:
+        if arrived > 4 * MB and not damaged:
+            damaged.append(arrived)
+            with plain.path(part).open("r+b") as file:
+                file.write(b"damaged")
+            plain.slow(None)
+
+    sent = connect(plain).put(big, "~/a.tar", progress=damage_once)
+
+    assert damaged
+    assert (sent.bytes_sent, sent.sha256) == (48 * MB, _sha256(big))
+    assert _remote_sha256(plain, f"{plain.home}/a.tar") == _sha256(big)
+
+
+def test_several_files_travel_to_one_host_at_once(
+    any_host: LabHost, connect: Connect, big: Path
+) -> None:
+    host = connect(any_host)
+    contents = [Content((FileRange(big, number * MB, 5 * MB),)) for number in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        sent = list(pool.map(lambda it: host.put(it, f"~/{id(it)}"), contents))
+
+    assert [it.sha256 for it in sent] == [it.sha256() for it in contents]
+
+
+def test_the_line_is_measured_with_bytes_that_need_not_travel_again(
+    any_host: LabHost, connect: Connect, big: Path
+) -> None:
+    host, content = connect(any_host), Content.of_file(big)
+    any_host.slow(20)
+
+    slow = link_rate(host, content, "~/a.tar", content.sha256())
+    any_host.slow(None)
+    sent = host.put(content, "~/a.tar", sha256=content.sha256())
+    fast = link_rate(host, content, "~/a.tar", content.sha256())
+
+    # Twenty Mbit/s are 2.5 MB/s, which a busy machine may miss, but not exceed by much.
+    assert slow < 2.5e6 * 1.5 < fast
+    assert (sent.bytes_resumed, sent.bytes_sent) == (SAMPLE, 24 * MB - SAMPLE)
 
 
 def test_what_is_sent_is_its_owners_only(any_host: LabHost, connect: Connect, big: Path) -> None:

@@ -8,20 +8,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from blocks.disk import parse_disk
 from blocks.errors import CrossgapError, DiskFull, PermissionRefused
-from blocks.files import (
-    _APPEND,
-    _FINISH,
-    _HASH,
-    _PREPARE,
-    _STAT,
-    _writing_failed,
-)
+from blocks.file_scripts import FINISH, HASH, RECEIVE, STAT, UNDELIVERED
+from blocks.sending import Heard, writing_failed
 from tests.unit.conftest import Shell
 from tests.unit.images_doubles import AnsweringHost
 
@@ -48,35 +43,163 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to be")
 
 
-# Preparing
+# Receiving
+
+AT_ONCE, NO_JOB = str(10**6), str(10**12)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Received:
+    """How the script ended, and what it said."""
+
+    code: int
+    heard: Heard
+    stderr: bytes
+
+
+def receive(
+    shell: Shell,
+    part: Path,
+    data: bytes,
+    whole: bytes | None = None,
+    *,
+    target: Path | None = None,
+    look: str = "look",
+    at_once: str = AT_ONCE,
+    job_from: str = NO_JOB,
+    nobody: bool = False,
+) -> Received:
+    """Send `data` as the end of `whole`, and listen."""
+    whole = data if whole is None else whole
+    arguments = (part, target or part.with_name("target"), str(len(whole)), sha256(whole))
+    done = shell.run(RECEIVE, *arguments, look, at_once, job_from, data=data, nobody=nobody)
+    heard = Heard()
+    for line in done.stdout.decode().splitlines():
+        heard.hear(line)
+    return Received(done.returncode, heard, done.stderr)
 
 
 @names
-def test_preparing_makes_folder_and_part_and_tells_the_room(
+def test_what_is_received_is_put_in_its_place_when_its_hash_is_right(
     shell: Shell, tmp_path: Path, name: str
 ) -> None:
-    part = tmp_path / f"new {name}" / "deeper" / f".{name}.part"
+    folder = tmp_path / f"new {name}" / "deeper"
+    data = b"\r\n\xff\0new" * 50_000
 
-    done = shell.run(_PREPARE, part)
+    done = receive(shell, folder / f".{name}.part", data, target=folder / name)
 
-    count, usage = done.stdout.decode().splitlines()
-    assert (done.returncode, int(count), part.read_bytes()) == (0, 0, b"")
+    assert (done.code, done.heard.state, done.heard.delivered) == (0, "part", True)
+    assert (done.heard.count, done.heard.sha256) == (len(data), sha256(data))
+    assert (folder / name).read_bytes() == data
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+def test_the_room_is_told_before_anything_is_sent(shell: Shell, tmp_path: Path) -> None:
+    done = receive(shell, tmp_path / "new" / "a.part", b"x")
+
     # Others write to the same disk meanwhile.
-    free = parse_disk(usage, "gpu1").free
+    free = parse_disk(done.heard.room or "", "gpu1").free
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, abs=1e9)
 
 
 @names
-def test_preparing_keeps_what_is_there_and_counts_it(
+def test_bytes_are_added_behind_those_that_are_there(
     shell: Shell, tmp_path: Path, name: str
 ) -> None:
-    part = tmp_path / name
-    part.write_bytes(b"x" * 12345)
+    part = tmp_path / f".{name}.part"
+    part.write_bytes(b"old\0")
 
-    done = shell.run(_PREPARE, part)
+    done = receive(shell, part, b"\0new", b"old\0\0new", target=tmp_path / name)
 
-    assert int(done.stdout.split()[0]) == 12345
-    assert part.stat().st_size == 12345
+    assert done.heard.delivered
+    assert (tmp_path / name).read_bytes() == b"old\0\0new"
+
+
+def test_a_part_that_is_too_long_is_begun_anew(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(b"much too long")
+
+    done = receive(shell, tmp_path / "a.part", b"short")
+
+    assert (done.heard.count, done.heard.delivered) == (5, True)
+
+
+def test_what_came_before_a_cut_stays_and_is_not_hashed(shell: Shell, tmp_path: Path) -> None:
+    done = receive(shell, tmp_path / "a.part", b"the begin", b"the beginning")
+
+    assert (done.code, done.heard.count, done.heard.hashing) == (0, 9, False)
+    assert (tmp_path / "a.part").read_bytes() == b"the begin"
+
+
+def test_what_has_another_hash_is_not_delivered(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(b"OLD")
+
+    done = receive(shell, tmp_path / "a.part", b"new", b"oldnew")
+
+    assert (done.code, done.heard.sha256, done.heard.delivered) == (0, sha256(b"OLDnew"), False)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_whole_part_that_is_large_is_left_to_a_job(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(b"whole")
+
+    left = receive(shell, tmp_path / "a.part", b"", b"whole", job_from="5")
+    done = receive(shell, tmp_path / "a.part", b"", b"whole", job_from="6")
+
+    assert (left.heard.state, left.heard.sha256, left.heard.delivered) == ("whole", "", False)
+    assert (done.heard.state, done.heard.delivered) == ("part", True)
+
+
+@names
+def test_a_file_that_is_there_is_hashed_and_nothing_is_read(
+    shell: Shell, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"there")
+
+    found = receive(shell, tmp_path / ".part", b"other", target=tmp_path / name)
+    done = receive(shell, tmp_path / ".part", b"other", target=tmp_path / name, look="-")
+
+    assert (found.heard.state, found.heard.sha256) == ("there", sha256(b"there"))
+    assert (done.heard.state, done.heard.delivered) == ("part", True)
+    assert (tmp_path / name).read_bytes() == b"other"
+
+
+def test_a_large_file_that_is_there_is_left_to_be_hashed_later(
+    shell: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / "target").write_bytes(b"there")
+
+    done = receive(shell, tmp_path / "a.part", b"there", at_once="4")
+
+    assert (done.code, done.heard.state, done.heard.sha256) == (0, "there", "")
+
+
+def test_an_empty_file_is_received(shell: Shell, tmp_path: Path) -> None:
+    assert receive(shell, tmp_path / "a.part", b"").heard.delivered
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+def test_a_folder_in_its_place_keeps_the_part(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+
+    done = receive(shell, tmp_path / "a.part", b"data")
+
+    assert (done.code, done.heard.delivered) == (UNDELIVERED, False)
+    assert b"is a folder" in done.stderr
+    assert (tmp_path / "a.part").read_bytes() == b"data"
+
+
+def test_a_link_in_place_of_the_part_is_not_written_through(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "a.part").symlink_to(tmp_path / "victim")
+
+    done = receive(shell, tmp_path / "a.part", b"data data")
+
+    assert isinstance(failure(done.stderr), PermissionRefused)
+    assert (tmp_path / "victim").read_bytes() == b"precious"
 
 
 @pytest.fixture
@@ -104,14 +227,14 @@ def writer(shell: Shell) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 def test_a_writer_that_a_cut_line_left_behind_is_ended_first(
     shell: Shell, tmp_path: Path, writer: Callable[..., subprocess.Popen[bytes]], name: str
 ) -> None:
-    part = tmp_path / name
-    old = writer(_APPEND, part)
-    note = tmp_path / f"{name}.writer"
+    part, target = tmp_path / f".{name}.part", tmp_path / name
+    old = writer(RECEIVE, part, target, "9", "", "-", AT_ONCE, NO_JOB)
+    note = tmp_path / f".{name}.part.writer"
     until(lambda: note.exists() and note.read_text().strip() == str(old.pid))
 
-    done = shell.run(_PREPARE, part)
+    done = receive(shell, part, b"data", target=target)
 
-    assert done.returncode == 0
+    assert done.heard.delivered
     assert old.poll() is not None
 
 
@@ -122,7 +245,7 @@ def test_another_process_that_has_the_writers_number_now_is_left_alone(
     innocent = writer("read _", f"{part}.other")
     (tmp_path / "a.part.writer").write_text(f"{innocent.pid}\n")
 
-    assert shell.run(_PREPARE, part).returncode == 0
+    assert receive(shell, part, b"data").heard.delivered
 
     assert innocent.poll() is None
 
@@ -133,47 +256,32 @@ def test_a_note_about_no_process_at_all_does_no_harm(
 ) -> None:
     (tmp_path / "a.part.writer").write_text(note)
 
-    assert shell.run(_PREPARE, tmp_path / "a.part").returncode == 0
+    assert receive(shell, tmp_path / "a.part", b"data").heard.delivered
 
 
-def test_where_the_user_may_not_write_preparing_says_so(shell: Shell, open_folder: Path) -> None:
-    missing = shell.run(_PREPARE, open_folder / "new" / "a.part", nobody=True)
-    present = shell.run(_PREPARE, open_folder / "a.part", nobody=True)
+def test_where_the_user_may_not_write_it_is_said(shell: Shell, open_folder: Path) -> None:
+    missing = receive(shell, open_folder / "new" / "a.part", b"x", nobody=True)
+    present = receive(shell, open_folder / "a.part", b"x", nobody=True)
 
     for done in (missing, present):
-        assert done.returncode != 0
+        assert done.code != 0
         assert isinstance(failure(done.stderr), PermissionRefused)
 
 
-def test_a_file_where_a_folder_should_be_fails_to_prepare(shell: Shell, tmp_path: Path) -> None:
+def test_a_file_where_a_folder_should_be_is_an_error(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    assert shell.run(_PREPARE, tmp_path / "file" / "a.part").returncode != 0
-
-
-# Writing
-
-
-@names
-def test_bytes_are_added_at_the_end_and_nothing_else(
-    shell: Shell, tmp_path: Path, name: str
-) -> None:
-    part = tmp_path / name
-    part.write_bytes(b"old\0")
-    data = b"\r\n\xff\0new" * 50_000
-
-    done = shell.run(_APPEND, part, data=data)
-
-    assert (done.returncode, part.read_bytes()) == (0, b"old\0" + data)
-    assert (tmp_path / f"{name}.writer").exists()
+    assert receive(shell, tmp_path / "file" / "a.part", b"x").code != 0
 
 
 def test_progress_is_the_size_that_the_file_has_by_now(shell: Shell, tmp_path: Path) -> None:
     part = tmp_path / "a part"
     part.write_bytes(b"1234")
-    process = shell.start(_APPEND, part)
+    process = shell.start(RECEIVE, part, tmp_path / "a", "99", "", "-", AT_ONCE, NO_JOB)
     assert process.stdin
     assert process.stdout
+    process.stdout.readline()
+    process.stdout.readline()
     process.stdin.write(b"56789")
     process.stdin.flush()
 
@@ -187,9 +295,12 @@ def test_progress_is_the_size_that_the_file_has_by_now(shell: Shell, tmp_path: P
 def test_a_full_disk_ends_the_writer_with_an_error_that_is_understood(
     shell: Shell, tmp_path: Path
 ) -> None:
-    (tmp_path / "part").symlink_to("/dev/full")
+    # A disk that is full only for what is appended.
+    full = RECEIVE.replace('cat >>"$part"', "cat >/dev/full")
 
-    done = shell.run(_APPEND, tmp_path / "part", data=b"x" * 300_000)
+    done = shell.run(
+        full, tmp_path / "part", "x", "300000", "", "-", AT_ONCE, NO_JOB, data=b"x" * 300_000
+    )
 
     assert done.returncode != 0
     assert isinstance(failure(done.stderr), DiskFull)
@@ -198,9 +309,9 @@ def test_a_full_disk_ends_the_writer_with_an_error_that_is_understood(
 def test_a_folder_that_closed_in_between_ends_the_writer(shell: Shell, open_folder: Path) -> None:
     (open_folder / "a.part").write_bytes(b"")
 
-    done = shell.run(_APPEND, open_folder / "a.part", nobody=True)
+    done = receive(shell, open_folder / "a.part", b"x", nobody=True)
 
-    assert done.returncode != 0
+    assert done.code != 0
     assert isinstance(failure(done.stderr), PermissionRefused)
 
 
@@ -211,7 +322,7 @@ def test_a_folder_that_closed_in_between_ends_the_writer(shell: Shell, open_fold
 def test_a_file_is_hashed_under_any_name(shell: Shell, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"content\n")
 
-    done = shell.run(_HASH, tmp_path / name)
+    done = shell.run(HASH, tmp_path / name)
 
     assert done.stdout.split()[0].decode() == hashlib.sha256(b"content\n").hexdigest()
 
@@ -227,13 +338,25 @@ def test_any_tool_that_a_host_has_gives_the_hash(shell: Shell, tmp_path: Path, t
     (tmp_path / "bin" / tool).symlink_to(program)
     (tmp_path / "-file").write_bytes(b"content\n")
 
-    done = shell.run(_HASH, tmp_path / "-file", path=str(tmp_path / "bin"))
+    done = shell.run(HASH, tmp_path / "-file", path=str(tmp_path / "bin"))
 
     assert done.stdout.split()[0].decode() == hashlib.sha256(b"content\n").hexdigest()
 
 
+@pytest.mark.parametrize("shell", ["dash", "bash"], indirect=True)
+def test_a_tool_that_does_not_work_does_not_stand_in_the_way(shell: Shell, tmp_path: Path) -> None:
+    broken = tmp_path / "openssl"
+    broken.write_text("#!/bin/sh\nread -r _\necho what?\n")
+    broken.chmod(0o755)
+    (tmp_path / "file").write_bytes(b"line\nline\n")
+
+    done = shell.run(HASH, tmp_path / "file", path=f"{tmp_path}:/usr/bin:/bin")
+
+    assert done.stdout.decode().strip() == sha256(b"line\nline\n")
+
+
 def test_hashing_what_is_gone_fails(shell: Shell, tmp_path: Path) -> None:
-    assert shell.run(_HASH, tmp_path / "gone").returncode != 0
+    assert shell.run(HASH, tmp_path / "gone").returncode != 0
 
 
 # Finishing
@@ -249,7 +372,7 @@ def test_a_finished_part_takes_the_place_of_what_was_there(
     target.chmod(0o444)
     (tmp_path / f".{name}.part.writer").write_text("1\n")
 
-    assert shell.run(_FINISH, part, target).returncode == 0
+    assert shell.run(FINISH, part, target).returncode == 0
 
     assert target.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -262,7 +385,7 @@ def test_a_folder_of_the_targets_name_is_an_error_and_not_filled(
     part.write_bytes(b"new")
     target.mkdir()
 
-    done = shell.run(_FINISH, part, target)
+    done = shell.run(FINISH, part, target)
 
     assert done.returncode != 0
     assert list(target.iterdir()) == []
@@ -275,7 +398,7 @@ def test_a_folder_of_the_targets_name_is_an_error_and_not_filled(
 def test_a_look_gives_the_size(shell: Shell, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x" * 4321)
 
-    done = shell.run(_STAT, tmp_path / name)
+    done = shell.run(STAT, tmp_path / name)
 
     assert (done.returncode, int(done.stdout)) == (0, 4321)
 
@@ -286,7 +409,7 @@ def test_what_is_no_file_is_told_from_what_may_not_be_read(shell: Shell, open_fo
     (open_folder / "folder").mkdir()
 
     codes = [
-        shell.run(_STAT, open_folder / name, nobody=True).returncode
+        shell.run(STAT, open_folder / name, nobody=True).returncode
         for name in ("missing", "folder", "closed")
     ]
 
@@ -298,7 +421,7 @@ def test_what_is_no_file_is_told_from_what_may_not_be_read(shell: Shell, open_fo
 
 def failure(said: bytes | str) -> CrossgapError:
     text = said.decode() if isinstance(said, bytes) else said
-    return _writing_failed(AnsweringHost({}), "/data/a.part", text)
+    return writing_failed(AnsweringHost({}), "/data/a.part", text)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from blocks.cancellation import Cancellation, cancellation_scope
-from blocks.commands import CommandLine
 from blocks.errors import (
     Cancelled,
     CommandFailed,
@@ -22,7 +21,8 @@ from blocks.errors import (
     PermissionRefused,
     TimedOut,
 )
-from blocks.local_host import LocalHost, LocalProcess
+from blocks.local_host import LocalHost
+from blocks.local_process import LocalProcess
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_command_finds_its_input_ended(host: LocalHost) -> None:
 
 
 def test_writing_to_a_command_that_is_gone_is_a_broken_pipe() -> None:
-    process = LocalProcess(CommandLine("exec true", b"", "mark", False))
+    process = LocalProcess(["true"])
     process.close()
     process.close()
 
@@ -121,7 +121,7 @@ def test_a_deadline_counts_for_a_command_that_has_closed_its_output(
 def test_a_command_that_ignores_its_end_is_killed(
     host: LocalHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blocks.local_host.GRACE", 0.2)
+    monkeypatch.setattr("blocks.local_process.GRACE", 0.2)
     script = "trap '' TERM; sleep 8; touch \"$1\""
 
     with pytest.raises(TimedOut):
