@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from tests.lab import LabUnavailable
-from tests.lab.packages import PROGRAMS, install_packages, missing_packages
+from tests.lab.packages import PROGRAMS, REGISTRY, install_packages, missing_packages
 
 BROWSER = {
     "chromium": "chromium",
@@ -17,7 +17,7 @@ BROWSER = {
 }
 # What a host may or may not have; the tests want to see both.
 SHELLS_AND_TOOLS = {"bash": "bash", "openssl": "openssl", "shasum": "perl"}
-ALL = {**PROGRAMS, **SHELLS_AND_TOOLS, **BROWSER}
+ALL = {**PROGRAMS, **REGISTRY, **SHELLS_AND_TOOLS, **BROWSER}
 
 
 def main() -> int:

@@ -81,12 +81,12 @@ class Meter:
         self._samples: deque[tuple[float, int]] = deque()
 
     def update(self, arrived: int, total: int) -> None:
-        """Note how many bytes arrived; a lower number than before changes nothing."""
+        """Note how many bytes arrived, of how many; less than before arrived changes nothing."""
         with self._lock:
             if not self._samples:
                 self._samples.append((self._clock(), arrived))
             self._arrived = max(self._arrived, arrived)
-            self._total = max(self._total, total)
+            self._total = total
 
     def done(self) -> None:
         """Note that all of the work is done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,18 @@ from blocks.errors import (
     CrossgapError,
     Damaged,
     EngineUnavailable,
+    NotFound,
     WrongArchitecture,
 )
+from blocks.feed import feed
+from blocks.files import Pace, Progress
 from tasks.images.docker_cli import checked, docker, explain_failure, unexplained
 from tasks.images.facts import ImageFacts, same_content
 from tasks.images.host_facts import ANSWER_SECONDS, read_images
 
 if TYPE_CHECKING:
+    from blocks.content import Content
     from blocks.host import Host
-    from blocks.remote_job import JobResult
 
 RUN_LABEL = "io.crossgap.run"
 IMAGE_LABEL = "io.crossgap.check"
@@ -35,29 +38,33 @@ _CONTAINER_SECONDS = 300.0
 _COULD_NOT_START = (125, 126, 127)
 _NEVER_STARTED = "0001-01-01"
 
+# What graph drivers say, and what containerd says, of a blob that is in neither place.
+_NO_BASE = r"docker-import-\S+: no such file|(?:layer|digest) \S*sha256:\S+ not found"
+
 
 def load(
     host: Host,
-    staged: str,
+    argv: Sequence[str],
     job_name: str,
     *,
     timeout: float,
     on_output: Callable[[str], None] | None = None,
 ) -> None:
-    """Load an archive that lies on a host, by a job that outlives the connection.
+    """Load an archive into the engine of a host, by a job that outlives the connection.
 
     A job of this name that still runs is waited for instead of started again.
     The exit code proves little (moby#48293): verify the content afterwards.
 
     Args:
         host: Where.
-        staged: The archive's path there.
+        argv: The command that loads it, such as `tasks.images.assembly` makes.
         job_name: From `tasks.images.staging.load_job_name`.
         timeout: Seconds until the job is ended.
         on_output: Is given what docker prints.
 
     Raises:
         DiskFull: The engine's disk became full.
+        NotFound: A layer that was left out is not there, either.
         Damaged: The engine found the archive damaged.
         EngineUnavailable: The engine went away; trying again may help.
         TimedOut: It took longer than the timeout.
@@ -65,11 +72,38 @@ def load(
     """
     job = host.find_job(job_name, sudo=True)
     if job is None or job.look().state != "running":
-        argv = ["docker", "load", "-i", host.expand(staged)]
         job = host.start_job(argv, name=job_name, sudo=True)
     result = job.wait(timeout=timeout, on_output=on_output)
     job.forget()
-    _check_load(result, host.label)
+    _check_load(result.exit_code, result.log_tail, host.label)
+
+
+def load_stream(
+    host: Host,
+    archive: Content,
+    *,
+    progress: Progress | None = None,
+    pace: Pace | None = None,
+) -> str:
+    """Stream an archive straight into the engine of a host; nothing is staged there.
+
+    Args:
+        host: Where.
+        archive: The archive.
+        progress: Is told the bytes that were taken there, and in all.
+        pace: Limits the rate.
+
+    Returns:
+        What docker printed.
+
+    Raises:
+        CrossgapError: As for `load`, and as for `blocks.files.feed`.
+    """
+    argv = ["docker", "load"]
+    result = feed(host, argv, archive, progress=progress, pace=pace, sudo=True)
+    said = result.stdout + result.stderr
+    _check_load(result.exit_code, said, host.label)
+    return said
 
 
 def tag(host: Host, existing: str, name: str) -> None:
@@ -87,26 +121,37 @@ def tag(host: Host, existing: str, name: str) -> None:
     checked(result, f"tag {existing} as {name}", host.label)
 
 
-def verify_content(host: Host, wanted: Sequence[ImageFacts]) -> None:
-    """Prove by configuration and layers that a host has the wanted images.
+def differences(host: Host, wanted: Sequence[ImageFacts]) -> dict[str, str]:
+    """Find out by configuration and layers in what a host differs from what is wanted.
 
     Args:
         host: Where.
         wanted: The images as their source has them.
 
+    Returns:
+        Per name of an image that is not there, or not the same, what is wrong.
+
     Raises:
-        Damaged: An image is not there, or differs.
         CrossgapError: As for `tasks.images.host_facts.read_images`.
     """
     found = read_images(host, wanted)
-    faults = [fault for image in wanted if (fault := _difference(image, found.get(image.name)))]
-    if faults:
-        raise Damaged(
-            "; ".join(faults),
-            host.label,
-            "Start again, and the image is sent anew. If it stays so, look at the log of "
-            "Docker there and make room on its disk.",
-        )
+    faults = {image.name: _difference(image, found.get(image.name)) for image in wanted}
+    return {name: fault for name, fault in faults.items() if fault}
+
+
+def not_as_wanted(faults: Iterable[str], where: str) -> Damaged:
+    """Make the error for images that are not on a host as they should be.
+
+    Args:
+        faults: What is wrong, from `differences`.
+        where: The host.
+    """
+    return Damaged(
+        "; ".join(faults),
+        where,
+        "Start again, and the image is sent anew. If it stays so, look at the log of "
+        "Docker there and make room on its disk.",
+    )
 
 
 def verify_start(host: Host, image: ImageFacts, run_id: str) -> str:
@@ -138,11 +183,16 @@ def verify_start(host: Host, image: ImageFacts, run_id: str) -> str:
         return "started"
 
 
-def _check_load(result: JobResult, where: str) -> None:
-    text = result.log_tail
+def _check_load(exit_code: int, text: str, where: str) -> None:
     # From 27.2 on, a load that cannot unpack an image still ends with exit code 0.
-    if result.exit_code == 0 and "Error unpacking image" not in text:
+    if exit_code == 0 and "Error unpacking image" not in text:
         return
+    if re.search(_NO_BASE, text):
+        raise NotFound(
+            "its engine lacks a layer that it had before",
+            where,
+            "Start again: the whole image is sent.",
+        )
     error = explain_failure(text, where) or unexplained(text, "load the images", where)
     if isinstance(error, EngineUnavailable):
         raise EngineUnavailable(error.what, where, error.remedy, retryable=True)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from blocks.content import Content, FileRange
 from blocks.errors import CrossgapError, Damaged, InvalidInput, NotFound, SeveralFailures
 from blocks.files import Progress
+from tasks.images.blobs import Blob, Layer
 from tasks.images.facts import ImageFacts, parse_image_config, same_content
 from tasks.images.names import parse_reference
-from tasks.images.tar_stream import Member, TarContents, read_tar
+from tasks.images.store import StoredImage
+from tasks.images.tar_stream import Member, read_tar
 
 _IGNORED_SUFFIXES = (".part", ".sha256", ".sha256sum", ".md5")
 _AGAIN = "Copy or download it again; compare its size and SHA-256 with the original's."
@@ -35,6 +38,8 @@ class ArchiveFacts:
         sha256: Its hash in hex.
         compression: Of the file as a whole.
         images: What it holds, one entry per name.
+        stored: The configuration of each of its images.
+        layers: Their layers, where they lie in the file; none of a compressed one.
     """
 
     path: Path
@@ -42,6 +47,8 @@ class ArchiveFacts:
     sha256: str
     compression: Literal["none", "gzip"]
     images: tuple[ImageFacts, ...]
+    stored: tuple[StoredImage, ...] = field(default=(), repr=False, compare=False)
+    layers: Mapping[str, Layer] = field(default_factory=dict, repr=False, compare=False)
 
 
 def read_archives(path: Path, progress: Progress | None = None) -> tuple[ArchiveFacts, ...]:
@@ -106,8 +113,16 @@ def read_archive(path: Path, progress: Progress | None = None) -> ArchiveFacts:
             str(path),
             "Check the path, and that the user who runs the worker may read it.",
         ) from error
-    images = tuple(_images(contents, path))
-    return ArchiveFacts(path, contents.size, contents.sha256, contents.compression, images)
+    found = tuple(images_in(contents.members, str(path)))
+    images = tuple(image for one in found for image in one.named())
+    layers: dict[str, Layer] = {}
+    if contents.compression == "none":
+        for one in found:
+            layers.update(zip(one.facts.diff_ids, one.layers(path), strict=True))
+    stored = tuple(one.stored() for one in found)
+    return ArchiveFacts(
+        path, contents.size, contents.sha256, contents.compression, images, stored, layers
+    )
 
 
 def _archives_in(folder: Path) -> list[Path]:
@@ -149,72 +164,119 @@ def _shifted(progress: Progress | None, done: int, total: int) -> Progress | Non
     return lambda read, _: report(done + read, total)
 
 
-def _images(contents: TarContents, path: Path) -> Iterator[ImageFacts]:
-    """Resolve what the manifest says against what was read."""
-    for entry in _manifest(contents.members, path):
+@dataclass(frozen=True)
+class FoundImage:
+    """One image of an archive: what the manifest says, resolved against what was read.
+
+    Args:
+        facts: The image, without a name.
+        config: Its configuration, to the byte.
+        names: Its names, as Docker shows them.
+        members: Its layers, the base first.
+    """
+
+    facts: ImageFacts
+    config: bytes
+    names: tuple[str, ...]
+    members: tuple[Member, ...]
+
+    def named(self) -> Iterator[ImageFacts]:
+        """Yield the image under each of its names, or under its digest."""
+        for name in self.names or (self.facts.config_digest,):
+            yield replace(self.facts, name=name)
+
+    def stored(self) -> StoredImage:
+        """Return what it consists of."""
+        facts = self.facts
+        return StoredImage(self.config, facts.config_digest, facts.diff_ids, self.names)
+
+    def layers(self, path: Path) -> Iterator[Layer]:
+        """Yield its layers, where they lie in a plain tar file."""
+        for diff_id, member in zip(self.facts.diff_ids, self.members, strict=True):
+            content = Content((FileRange(path, member.offset, member.size),))
+            # A plain layer may happen to begin like a gzip file.
+            plain = member.sha256 == diff_id.removeprefix("sha256:")
+            blob = Blob(f"sha256:{member.sha256}", member.size, content)
+            yield Layer(diff_id, "none" if plain else member.compression, blob)
+
+
+def images_in(members: Mapping[str, Member], where: str) -> Iterator[FoundImage]:
+    """Resolve what `manifest.json` says of images against what was read.
+
+    Args:
+        members: All members of an archive.
+        where: What the archive is, for errors.
+
+    Yields:
+        The images, each checked by its digests.
+
+    Raises:
+        Damaged: Something is missing or altered.
+        InvalidInput: It is not an archive of images.
+    """
+    for entry in _manifest(members, where):
         try:
             config_name = str(entry["Config"])
             layer_names = [str(name) for name in entry["Layers"] or ()]
             names = [str(tag) for tag in entry.get("RepoTags") or ()]
         except (KeyError, TypeError, AttributeError) as error:
-            raise _manifest_unreadable(path) from error
-        config = _resolve(contents.members, config_name, path)
-        layers = [_resolve(contents.members, name, path) for name in layer_names]
-        image = _checked_image(config, layers, path)
-        for name in names or [""]:
-            shown = _familiar(name, path) if name else image.config_digest
-            yield replace(image, name=shown)
+            raise _manifest_unreadable(where) from error
+        config = _resolve(members, config_name, where)
+        layers = [_resolve(members, name, where) for name in layer_names]
+        facts = _checked_image(config, layers, where)
+        familiar = tuple(_familiar(name, where) for name in names)
+        yield FoundImage(facts, config.document, familiar, tuple(layers))
 
 
-def _familiar(name: str, path: Path) -> str:
+def _familiar(name: str, where: str) -> str:
     try:
         return parse_reference(name).familiar
     except InvalidInput as error:
         raise InvalidInput(
             f"it holds an image with an impossible name, {name!r}",
-            str(path),
+            where,
             "Save the image again under a proper name.",
         ) from error
 
 
-def _manifest(members: Mapping[str, Member], path: Path) -> list[Any]:
+def _manifest(members: Mapping[str, Member], where: str) -> list[Any]:
     member = members.get("manifest.json")
     if member is None:
-        raise _no_manifest(members, path)
+        raise _no_manifest(members, where)
     try:
         manifest = json.loads(member.document)
     except ValueError as error:
-        raise _manifest_unreadable(path) from error
+        raise _manifest_unreadable(where) from error
     if not isinstance(manifest, list) or not manifest:
-        raise _manifest_unreadable(path)
+        raise _manifest_unreadable(where)
     return manifest
 
 
-def _no_manifest(members: Mapping[str, Member], path: Path) -> InvalidInput:
+def _no_manifest(members: Mapping[str, Member], where: str) -> InvalidInput:
     if "index.json" in members:
         return InvalidInput(
             "it is an OCI layout without manifest.json, which Docker before 25 cannot load",
-            str(path),
+            where,
             "Make it with docker save instead, or with skopeo copy … docker-archive:FILE.",
         )
     if any(name.split("/")[0] in ("bin", "etc", "usr") for name in members):
         return InvalidInput(
             "it is the file system of a container (docker export), not an image",
-            str(path),
+            where,
             "Make it with docker save.",
         )
     return InvalidInput(
         "it is a tar file, but holds no images (no manifest.json)",
-        str(path),
+        where,
         "Name a file that docker save made.",
     )
 
 
-def _manifest_unreadable(path: Path) -> Damaged:
-    return Damaged("its manifest.json is not readable", str(path), _AGAIN)
+def _manifest_unreadable(where: str) -> Damaged:
+    return Damaged("its manifest.json is not readable", where, _AGAIN)
 
 
-def _resolve(members: Mapping[str, Member], name: str, path: Path) -> Member:
+def _resolve(members: Mapping[str, Member], name: str, where: str) -> Member:
     """Find a member, through the links by which old archives share layers."""
     member = members.get(name)
     for _ in range(len(members)):
@@ -222,46 +284,46 @@ def _resolve(members: Mapping[str, Member], name: str, path: Path) -> Member:
             break
         member = members.get(member.link)
     if member is None or member.link:
-        raise Damaged(f"{name} is missing in it", str(path), _AGAIN)
+        raise Damaged(f"{name} is missing in it", where, _AGAIN)
     return member
 
 
-def _checked_image(config: Member, layers: list[Member], path: Path) -> ImageFacts:
+def _checked_image(config: Member, layers: Sequence[Member], where: str) -> ImageFacts:
     named = _digest_in(config.name)
     if named and named != config.sha256:
-        raise _altered(config, named, path)
+        raise _altered(config, named, where)
     try:
         image = parse_image_config(config.document, "", [layer.unpacked_size for layer in layers])
     except ValueError as error:
-        raise Damaged(f"{config.name} is no image configuration", str(path), _AGAIN) from error
+        raise Damaged(f"{config.name} is no image configuration", where, _AGAIN) from error
     if len(image.diff_ids) != len(layers):
         raise Damaged(
             f"{config.name} names {len(image.diff_ids)} layers, manifest.json {len(layers)}",
-            str(path),
+            where,
             _AGAIN,
         )
     for layer, diff_id in zip(layers, image.diff_ids, strict=True):
-        _check_layer(layer, diff_id, path)
+        _check_layer(layer, diff_id, where)
     return image
 
 
-def _check_layer(layer: Member, diff_id: str, path: Path) -> None:
+def _check_layer(layer: Member, diff_id: str, where: str) -> None:
     if layer.compression == "zstd":
         # The standard library cannot unpack it; its own digest is in its name.
         named = _digest_in(layer.name)
         if not named:
             raise InvalidInput(
                 f"{layer.name} is compressed with zstd, which cannot be checked here",
-                str(path),
+                where,
                 "Make the archive with docker save.",
             )
         if named != layer.sha256:
-            raise _altered(layer, named, path)
+            raise _altered(layer, named, where)
         return
     expected = diff_id.removeprefix("sha256:")
     # A plain layer may happen to begin like a gzip file.
     if expected not in (layer.unpacked_sha256, layer.sha256):
-        raise _altered(layer, expected, path)
+        raise _altered(layer, expected, where)
 
 
 def _digest_in(name: str) -> str:
@@ -269,10 +331,10 @@ def _digest_in(name: str) -> str:
     return match[1] if match else ""
 
 
-def _altered(member: Member, expected: str, path: Path) -> Damaged:
+def _altered(member: Member, expected: str, where: str) -> Damaged:
     return Damaged(
         f"{member.name} ({member.size:,} bytes) is altered: its SHA-256 is "
         f"{member.sha256[:12]}…, not as recorded for {expected[:12]}…",
-        str(path),
+        where,
         _AGAIN,
     )

@@ -69,3 +69,14 @@ class Layer:
     def media_type(self) -> str:
         """The type by which a manifest tells how it is compressed."""
         return _MEDIA_TYPES[self.compression]
+
+    @property
+    def here(self) -> Blob:
+        """The blob of a layer whose bytes lie here.
+
+        Raises:
+            TypeError: They do not.
+        """
+        if not isinstance(self.blob, Blob):
+            raise TypeError(f"the bytes of {self.diff_id} are not here")
+        return self.blob

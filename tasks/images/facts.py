@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blocks.disk import Disk
+from tasks.images.arrival import arrival_name
+from tasks.images.names import parse_reference
 
 Store = Literal["graphdriver", "containerd"]
 
@@ -42,6 +44,7 @@ _RUNTIME_SETTINGS = (
     "Volumes",
     "WorkingDir",
 )
+_FIRST_WITH_ZSTD = 23
 _NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -78,12 +81,8 @@ class ImageFacts:
 
     @property
     def lookup(self) -> str:
-        """The name under which a host that loaded the image knows it.
-
-        `docker load` loses digests (moby#43570), so an image asked for by
-        digest is known there by its id only.
-        """
-        return self.config_digest if "@" in self.name and self.config_digest else self.name
+        """The name under which a host that loaded the image knows it."""
+        return arrival_name(parse_reference(self.name)) if "@" in self.name else self.name
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,19 @@ class EngineFacts:
         architecture: As Docker calls it.
         store: How it keeps images.
         root: Where it keeps its data.
+        cpus: How many processors it has.
     """
 
     version: str
     architecture: str
     store: Store
     root: str
+    cpus: int = 1
+
+    @property
+    def unpacks_zstd(self) -> bool:
+        """Whether it takes layers that are compressed with zstd."""
+        return _major(self.version) >= _FIRST_WITH_ZSTD
 
     @property
     def image_root(self) -> str:
@@ -120,10 +126,14 @@ class HostFacts:
         docker_root: Where its engine keeps them.
         docker_root_disk: The filesystem of that place.
         staging_disk: The filesystem that files are sent to.
+        wanted: The images that it shall have, each under the name it shall have.
         images: Of the wanted names, those that exist there.
         twins: For wanted names, what else the same content is called there.
-        staged: Bytes of archives that lie there already, whole or in part, by
-            the beginning of their hash (see `staged_key`).
+        layers: What its store has: chain ids for graph drivers (their sizes are
+            not known), digests of blobs and their sizes for containerd.
+        staged: Bytes of layers that lie there already, whole or in part, by diff id.
+        cpus: How many processors it has.
+        unpacks_zstd: Whether its engine takes layers compressed with zstd.
     """
 
     host: str
@@ -133,14 +143,13 @@ class HostFacts:
     docker_root: str
     docker_root_disk: Disk
     staging_disk: Disk
+    wanted: tuple[ImageFacts, ...] = ()
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
     staged: Mapping[str, int] = field(default_factory=dict)
-
-
-def staged_key(sha256: str) -> str:
-    """Return the part of an archive's hash that names it on a host."""
-    return sha256[:32]
+    cpus: int = 1
+    unpacks_zstd: bool = False
 
 
 def same_content(one: ImageFacts, other: ImageFacts) -> bool:
@@ -200,6 +209,7 @@ def parse_engine_info(info: Mapping[str, Any]) -> EngineFacts:
         architecture=docker_architecture(str(info.get("Architecture", ""))),
         store="containerd" if containerd else "graphdriver",
         root=str(info.get("DockerRootDir") or "/var/lib/docker"),
+        cpus=int(info.get("NCPU") or 1),
     )
 
 
@@ -268,6 +278,11 @@ def parse_layer_sizes(history: Sequence[Mapping[str, Any]], layers: int) -> tupl
     """
     sizes = tuple(int(step["Size"]) for step in reversed(history) if int(step.get("Size") or 0))
     return sizes if len(sizes) == layers else ()
+
+
+def _major(version: str) -> int:
+    digits = re.match(r"\d+", version)
+    return int(digits[0]) if digits else 0
 
 
 def _normal_time(value: object) -> str:

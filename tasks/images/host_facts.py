@@ -1,10 +1,10 @@
-"""Reads from a host what matters for shipping images to it, in four short commands."""
+"""Reads from a host what matters for shipping images to it, in a few short commands."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blocks.disk import Disk, parse_disk
@@ -16,7 +16,9 @@ from tasks.images.facts import (
     ImageFacts,
     parse_engine_info,
     parse_image,
+    same_content,
 )
+from tasks.images.layout import chain_ids
 from tasks.images.staging import staging_folder
 
 if TYPE_CHECKING:
@@ -36,16 +38,31 @@ case $1 in "~"|"~/"*) path=$HOME${1#"~"} ;; *) path=$1 ;; esac
 for file in "$path"/* "$path"/.*; do [ ! -f "$file" ] || du -k "$file"; done
 """
 
-# An archive there, or a part of it as `blocks.files` names it.
-_STAGED_FILE = re.compile(r"^(\d+)\s+/.*/\.?([0-9a-f]{32})\.tar[^/]*$", re.MULTILINE)
+# A layer there, or a part of it as `blocks.files` names it.
+_STAGED_FILE = re.compile(r"^(\d+)\s+/.*/\.?([0-9a-f]{64})\.tar[^/]*$", re.MULTILINE)
+
+# One line of diff ids per image. An image that goes meanwhile spoils nothing.
+_GRAPHDRIVER_LAYERS = """\
+ids=$(docker image ls --all --quiet --no-trunc | sort -u)
+[ -z "$ids" ] || docker image inspect --format '{{json .RootFS.Layers}}' $ids 2>/dev/null
+exit 0"""
+
+# The content store of containerd, alone or run by Docker: one file per blob, named by
+# its digest. Its own client rounds sizes; wc asks the file system for a file's size.
+_CONTAINERD_LAYERS = """\
+for root in /var/lib/containerd "$1/containerd/daemon"; do
+    find "$root/io.containerd.content.v1.content/blobs/sha256" -type f -exec wc -c {} + 2>/dev/null
+done
+exit 0"""
+_BLOB_FILE = re.compile(r"^\s*(\d+) .*/([0-9a-f]{64})$", re.MULTILINE)
 
 
-def read_host(host: Host, wanted: Sequence[ImageFacts]) -> HostFacts:
+def read_host(host: Host, wanted_on: Callable[[str], Sequence[ImageFacts]]) -> HostFacts:
     """Read a host's engine, disks, and what it has of some images.
 
     Args:
         host: The host.
-        wanted: The images in question.
+        wanted_on: Gives the images in question for the host's architecture.
 
     Returns:
         The facts; nothing on the host is changed.
@@ -56,8 +73,13 @@ def read_host(host: Host, wanted: Sequence[ImageFacts]) -> HostFacts:
         CrossgapError: As for `Host.run`.
     """
     engine = read_engine_facts(host)
+    wanted = wanted_on(engine.architecture)
     inspected = _inspect(host, _questions(wanted))
     staging_disk, staged = _read_staging(host)
+    named = _named(inspected, wanted, engine)
+    lacking = any(image.name not in named for image in wanted) or not all(
+        same_content(named[image.name], image) for image in wanted
+    )
     return HostFacts(
         host=host.label,
         architecture=engine.architecture,
@@ -66,9 +88,14 @@ def read_host(host: Host, wanted: Sequence[ImageFacts]) -> HostFacts:
         docker_root=engine.image_root,
         docker_root_disk=_read_engine_disk(host, engine.image_root),
         staging_disk=staging_disk,
-        images=_named(inspected, wanted, engine),
+        wanted=tuple(wanted),
+        images=named,
         twins=_twins(inspected, wanted),
+        # Nobody asks for the layers of a host that has all images.
+        layers=read_layers(host, engine) if lacking else {},
         staged=staged,
+        cpus=engine.cpus,
+        unpacks_zstd=engine.unpacks_zstd,
     )
 
 
@@ -105,6 +132,30 @@ def read_images(host: Host, wanted: Sequence[ImageFacts]) -> Mapping[str, ImageF
     """
     engine = read_engine_facts(host)
     return _named(_inspect(host, [image.lookup for image in wanted]), wanted, engine)
+
+
+def read_layers(host: Host, engine: EngineFacts) -> dict[str, int]:
+    """Read which layers a host has, as its engine looks for them.
+
+    Args:
+        host: The host.
+        engine: What kind of engine it runs.
+
+    Returns:
+        For graph drivers the chain ids of all layers of all images, without
+        sizes; for a containerd store the digests and sizes of all blobs.
+
+    Raises:
+        CrossgapError: As for `Host.run`.
+    """
+    if engine.store == "containerd":
+        argv = ["sh", "-c", _CONTAINERD_LAYERS, "sh", engine.root]
+        found = host.run(argv, timeout=ANSWER_SECONDS, sudo=True).stdout
+        return {f"sha256:{digest}": int(size) for size, digest in _BLOB_FILE.findall(found)}
+    argv = ["sh", "-c", _GRAPHDRIVER_LAYERS]
+    lines = host.run(argv, timeout=ANSWER_SECONDS, sudo=True).stdout.splitlines()
+    images = [_json(line, host) or [] for line in lines if line.startswith(("[", "null"))]
+    return dict.fromkeys((chain for layers in images for chain in chain_ids(layers)), 0)
 
 
 def _questions(wanted: Sequence[ImageFacts]) -> list[str]:
@@ -148,7 +199,7 @@ def _twins(inspected: Sequence[Mapping[str, Any]], wanted: Sequence[ImageFacts])
     for image in wanted:
         twin = by_id.get(image.config_digest)
         if twin is not None:
-            others = [name for name in twin.get("RepoTags") or () if name != image.name]
+            others = [name for name in twin.get("RepoTags") or () if name != image.lookup]
             twins[image.name] = others[0] if others else image.config_digest
     return twins
 
@@ -159,11 +210,12 @@ def _read_engine_disk(host: Host, root: str) -> Disk:
 
 
 def _read_staging(host: Host) -> tuple[Disk, dict[str, int]]:
-    """Read the room for archives, and the bytes of those that are there by `staged_key`."""
+    """Read the room for layers, and the bytes of those that are there by diff id."""
     result = host.run(["sh", "-c", _STAGED + _DF, "sh", staging_folder(host)], timeout=60)
     staged: dict[str, int] = {}
     for kilobytes, key in _STAGED_FILE.findall(result.stdout):
-        staged[key] = max(staged.get(key, 0), int(kilobytes) * 1024)
+        diff_id = f"sha256:{key}"
+        staged[diff_id] = max(staged.get(diff_id, 0), int(kilobytes) * 1024)
     return parse_disk(result.stdout, host.label), staged
 
 

@@ -94,19 +94,26 @@ def carried_layers(images: Iterable[LayoutImage]) -> list[Blob]:
 
 
 def compose(images: Sequence[LayoutImage]) -> Content:
-    """Compose the tar file of a layout.
+    """Compose the tar file of a layout, whose layers stay where they are.
 
     Args:
         images: What it holds.
-
-    Returns:
-        The file, whose layers stay where they are. Every piece but the layers
-        themselves and the zeros behind them is a multiple of `BLOCK` bytes.
     """
-    return Content(tuple(_pieces(images)))
+    pieces: list[FileRange | bytes] = []
+    for segment in segments(images):
+        pieces += segment.content.pieces if isinstance(segment, Blob) else [segment]
+    return Content(tuple(pieces))
 
 
-def _pieces(images: Sequence[LayoutImage]) -> Iterator[FileRange | bytes]:
+def segments(images: Sequence[LayoutImage]) -> Iterator[Blob | bytes]:
+    """Yield the tar file of a layout in order: layers, and what is around them.
+
+    What is around them comes in whole blocks, but for the zeros that fill up a
+    layer's last block.
+
+    Args:
+        images: What it holds.
+    """
     folders = b"".join(_header(f"{name}/", 0, folder=True) for name in ("blobs", "blobs/sha256"))
     files = documents(images)
     yield folders + b"".join(
@@ -115,9 +122,9 @@ def _pieces(images: Sequence[LayoutImage]) -> Iterator[FileRange | bytes]:
     )
     for blob in carried_layers(images):
         yield _header(blob_path(blob.digest), blob.size)
-        yield from blob.content.pieces
-        if pad := padding(blob.size):
-            yield pad
+        yield blob
+        if zeros := padding(blob.size):
+            yield zeros
     yield bytes(2 * BLOCK)
 
 

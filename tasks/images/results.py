@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from blocks.errors import CrossgapError
+
 
 @dataclass(frozen=True)
 class ShipResult:
@@ -13,9 +15,10 @@ class ShipResult:
     Args:
         image: The image's name, as `docker images` shows it.
         host: The name of the host's block.
-        action: `present` when nothing was sent, `delta` when only missing
-            layers were, `full` when the whole image was.
-        layers_sent: How many layers of this image went over the wire.
+        action: `present` when nothing was sent, `delta` when only the layers that
+            the host lacked were, `full` when it lacked all of them.
+        layers_sent: How many layers went over the wire for it; one that several
+            images share counts for the first.
         bytes_sent: Bytes sent for it.
         seconds: How long it took, from the plan to the proof.
         verified: How it was proven, in words.
@@ -28,3 +31,18 @@ class ShipResult:
     bytes_sent: int
     seconds: float
     verified: str
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What came of the work on one host.
+
+    Args:
+        results: One per wanted image that is there now.
+        failures: What kept the others from it.
+        notes: What an operator should know about it, as sentences.
+    """
+
+    results: tuple[ShipResult, ...]
+    failures: tuple[CrossgapError, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -8,8 +8,8 @@ from prefect.runtime import flow_run
 
 from tasks.common.run_report import RunReport
 from tasks.common.units import bytes_text, duration_text
-from tasks.images.plan import Shipment
-from tasks.images.results import ShipResult
+from tasks.images.plan import HostPlan, Shipment
+from tasks.images.results import Shipped, ShipResult
 
 _COLUMNS = {
     "image": "image",
@@ -64,29 +64,42 @@ def note_plan(report: RunReport[ShipResult], shipment: Shipment) -> None:
     report.rows = shipment.as_rows()
     report.fail(shipment.problems)
     report.done += [
-        f"{plan.host}: {_sending(sum(parcel.size for parcel in plan.parcels))}."
-        for plan in shipment.hosts
-        if not plan.problems
+        f"{plan.host}: {_sending(plan)}." for plan in shipment.hosts if not plan.problems
     ]
 
 
-def note_results(report: RunReport[ShipResult], results: Sequence[ShipResult]) -> None:
+def note_results(report: RunReport[ShipResult], shipped: Sequence[Shipped]) -> None:
     """Put what was done on the hosts into the report."""
-    report.results += results
-    for host in dict.fromkeys(result.host for result in results):
-        own = [result for result in results if result.host == host]
-        sent = sum(result.bytes_sent for result in own)
-        there = sum(result.action == "present" for result in own)
-        report.done.append(
-            f"{host}: {len(own) - there} of {len(own)} images sent, {there} were there already; "
-            f"{bytes_text(sent)} in {duration_text(max(result.seconds for result in own))}."
-        )
+    for outcome in shipped:
+        report.results += outcome.results
+        report.fail(outcome.failures)
+        if outcome.results:
+            report.done.append(_done_on(outcome.results))
+        report.done += outcome.notes
     if report.failed:
         report.left.append(
-            "Parts of unfinished archives stay in the hosts' work folders, and what the source "
-            "engine saved stays in the spool, for a week: the next run goes on with them."
+            "Layers that have arrived, whole or in part, stay in the hosts' work folders for a "
+            "week: the next run goes on with them."
         )
 
 
-def _sending(size: int) -> str:
-    return f"{bytes_text(size)} would be sent" if size else "nothing would be sent"
+def _done_on(results: Sequence[ShipResult]) -> str:
+    there = sum(result.action == "present" for result in results)
+    layers = sum(result.layers_sent for result in results)
+    sent = sum(result.bytes_sent for result in results)
+    return (
+        f"{results[0].host}: {len(results) - there} of {len(results)} images sent, {there} were "
+        f"there already; {layers} layers, {bytes_text(sent)} in "
+        f"{duration_text(max(result.seconds for result in results))}."
+    )
+
+
+def _sending(plan: HostPlan) -> str:
+    if not plan.sends:
+        return "nothing would be sent"
+    size = sum(plan.layers.values())
+    how = "streamed into its engine" if plan.way == "stream" else "staged there, then loaded"
+    return (
+        f"{len(plan.layers)} layers with {bytes_text(size)} unpacked would be sent, packed where "
+        f"that pays, {how}"
+    )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from blocks.cancellation import current_cancellation
-from tasks.images.facts import staged_key
+from tasks.images.blobs import Compression, Layer
 
 if TYPE_CHECKING:
     from blocks.host import Host
 
-# Parts of cancelled and killed runs are kept this long, for a run that goes on.
+# What cancelled and killed runs left is kept this long, for a run that goes on.
 _KEPT_DAYS = 7
 
 _LOAD_JOBS = "load-images-"
+
+_SUFFIXES: dict[Compression, str] = {"none": ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
 
 _OLD = """\
 old() { [ -n "$(find "$1" -prune -mtime "+$days" 2>/dev/null)" ]; }
@@ -30,8 +30,8 @@ days=$2 jobs=$3; shift 3
 for file in "$work/staging"/* "$work/staging"/.*; do
     [ -f "$file" ] || continue
     name=${file##*/}
-    for kept do case $name in "$kept".*|".$kept".*) continue 2 ;; esac; done
-    case $name in [!.]*.tar) rm -f "$file" ;; *) old "$file" && rm -f "$file" ;; esac
+    for kept do case $name in "$kept"|".$kept".*) continue 2 ;; esac; done
+    case $name in .*) old "$file" && rm -f "$file" ;; *) rm -f "$file" ;; esac
 done
 rmdir "$work/staging" 2>/dev/null
 for job in "$work/jobs/$jobs"*; do [ ! -d "$job" ] || printf '%s\\n' "$job"; done"""
@@ -49,58 +49,50 @@ done"""
 
 
 def staging_folder(host: Host) -> str:
-    """Return the folder on a host that archives are sent to."""
+    """Return the folder on a host that layers are sent to."""
     return f"{host.work_dir.rstrip('/')}/staging"
 
 
-def staged_path(host: Host, sha256: str) -> str:
-    """Return where an archive is staged on a host.
-
-    Args:
-        host: The host.
-        sha256: The archive's hash in hex, so that equal archives are sent once.
-    """
-    return f"{staging_folder(host)}/{staged_key(sha256)}.tar"
+def staged_name(layer: Layer) -> str:
+    """Return the file name of a staged layer: what it is, and how it is compressed."""
+    return layer.diff_id.removeprefix("sha256:") + _SUFFIXES[layer.compression]
 
 
-def load_job_name(sha256: str) -> str:
-    """Return the name of the remote job that loads an archive with this hash."""
-    return f"{_LOAD_JOBS}{sha256[:16]}"
+def staged_forms(diff_id: str) -> list[str]:
+    """Return the file names that a staged layer may have, in any form."""
+    return [diff_id.removeprefix("sha256:") + suffix for suffix in _SUFFIXES.values()]
 
 
-@contextmanager
-def cleared_when_cancelled(host: Host, keep: Sequence[str] = ()) -> Iterator[None]:
-    """Have `clear` called when the run is cancelled in the body.
+def staged_path(host: Host, layer: Layer) -> str:
+    """Return where a layer is staged on a host."""
+    return f"{staging_folder(host)}/{staged_name(layer)}"
 
-    Args:
-        host: Where.
-        keep: As for `clear`.
-    """
-    cancellation = current_cancellation()
-    key = (host.label, "staging")
-    cancellation.on_cancel(key, lambda: clear(host, keep))
-    try:
-        yield
-    finally:
-        cancellation.ended(key)
+
+def glue_name(key: str) -> str:
+    """Return the file name of what is around the layers of an archive."""
+    return f"{key}.glue"
+
+
+def load_job_name(key: str) -> str:
+    """Return the name of the remote job that loads the archive with this key."""
+    return f"{_LOAD_JOBS}{key}"
 
 
 def clear(host: Host, keep: Sequence[str] = ()) -> None:
     """Remove what shipping left on a host, in this run or one that was killed.
 
-    That is: staged archives, the records of loads that have ended, and after a
-    week parts of archives that nobody came back for. Only for a run that holds
+    That is: staged layers, the records of loads that have ended, and after a
+    week parts of layers that nobody came back for. Only for a run that holds
     the host's lock, as nobody else is sending anything there then.
 
     Args:
         host: Where.
-        keep: Hashes of archives that are still to be sent or loaded.
+        keep: Names of files that are still to be sent or loaded.
 
     Raises:
         CrossgapError: As for `Host.run`.
     """
-    kept = [staged_key(sha256) for sha256 in keep]
-    argv = ["sh", "-c", _CLEAR, "sh", host.work_dir.rstrip("/"), str(_KEPT_DAYS), _LOAD_JOBS, *kept]
+    argv = ["sh", "-c", _CLEAR, "sh", host.work_dir.rstrip("/"), str(_KEPT_DAYS), _LOAD_JOBS, *keep]
     jobs = host.run(argv, timeout=120).stdout.splitlines()
     if jobs:
         argv = ["sh", "-c", _FORGET, "sh", str(_KEPT_DAYS), *jobs]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,18 +11,28 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
-from blocks.errors import Unreachable
+from blocks.content import Content
+from blocks.errors import Damaged, Unreachable
 from blocks.host import Host
 from blocks.hosts import load_host
 from blocks.logs import logger
 from blocks.outage import waited_out
 from tasks.common.progress import HostProgress
 from tasks.common.retry import retrying
-from tasks.images import act, archive, host_facts, pull, source, staging
+from tasks.images import act, archive, host_facts, prune, pull, split, staging
 from tasks.images.archive import ArchiveFacts
+from tasks.images.assembly import assemble
 from tasks.images.facts import HostFacts, ImageFacts
-from tasks.images.plan import Tag
+from tasks.images.layout import compose
+from tasks.images.names import Reference
+from tasks.images.plan import Send, Tag
+from tasks.images.prune import Removal, Superseded
 from tasks.images.pull import PullPolicy
+from tasks.images.registry import Registry
+from tasks.images.registry_auth import Credentials
+from tasks.images.registry_documents import ResolvedImage
+from tasks.images.sending import Sending
+from tasks.images.supply import Supply
 
 T = TypeVar("T")
 
@@ -47,7 +58,10 @@ def _counting(parameter: str, sentence: str) -> Callable[[], str]:
     **retrying(),
 )
 def read_source(
-    names: Sequence[str], pull_policy: PullPolicy, mirrors: Sequence[str]
+    names: Sequence[str],
+    pull_policy: PullPolicy,
+    mirrors: Sequence[str],
+    credentials: Credentials | None = None,
 ) -> tuple[ImageFacts, ...]:
     """Read the wanted images from the source engine, pulling what has to be pulled.
 
@@ -55,6 +69,7 @@ def read_source(
         names: Image names.
         pull_policy: When to pull.
         mirrors: Hosts that mirror Docker Hub.
+        credentials: For the images' own registry.
 
     Returns:
         The images, in the order of the names.
@@ -63,7 +78,9 @@ def read_source(
         CrossgapError: As for `tasks.images.pull.ensure_images`.
     """
     with HostProgress("ship-images", "source", kind="pull") as progress:
-        images = pull.ensure_images(names, pull=pull_policy, mirrors=mirrors, progress=progress)
+        images = pull.ensure_images(
+            names, pull=pull_policy, mirrors=mirrors, auth=credentials, progress=progress
+        )
         progress.done()
     return images
 
@@ -88,12 +105,12 @@ def check_archives(path: str) -> tuple[ArchiveFacts, ...]:
 
 
 @task(task_run_name="look at {host}", cache_policy=NO_CACHE, **retrying())
-def look_at_host(host: str, wanted: Sequence[ImageFacts]) -> HostFacts:
-    """Read a host's engine, disks, and which of the images it has.
+def look_at_host(host: str, wanted_on: Callable[[str], Sequence[ImageFacts]]) -> HostFacts:
+    """Read a host's engine, disks, layers, and which of the images it has.
 
     Args:
         host: Name of the host's block.
-        wanted: The images in question.
+        wanted_on: Gives the images in question for an architecture.
 
     Returns:
         The facts.
@@ -101,26 +118,103 @@ def look_at_host(host: str, wanted: Sequence[ImageFacts]) -> HostFacts:
     Raises:
         CrossgapError: As for `tasks.images.host_facts.read_host`.
     """
-    return host_facts.read_host(load_host(host), wanted)
+    return host_facts.read_host(load_host(host), wanted_on)
+
+
+@task(
+    task_run_name=_counting("references", "look up {} for linux/{{architecture}}"),
+    cache_policy=NO_CACHE,
+    **retrying(),
+)
+def resolve_images(
+    registry: Registry, references: Sequence[Reference], architecture: str
+) -> tuple[ResolvedImage, ...]:
+    """Find out in registries what images consist of on one architecture.
+
+    Args:
+        registry: The registries of the run.
+        references: The images.
+        architecture: As Docker calls it.
+
+    Returns:
+        The images, pinned by digest.
+
+    Raises:
+        CrossgapError: As for `Registry.resolve`.
+    """
+    return tuple(registry.resolve(reference, architecture) for reference in references)
+
+
+@task(task_run_name=_counting("images", "fetch {}"), cache_policy=NO_CACHE, **retrying())
+def fetch_images(
+    images: Sequence[ResolvedImage], lacking: Collection[str], registry: Registry, supply: Supply
+) -> None:
+    """Get layers of images from registries into the store.
+
+    Args:
+        images: The images.
+        lacking: Diff ids of the layers that are needed.
+        registry: The registries of the run.
+        supply: Is given each layer and configuration as it comes.
+
+    Raises:
+        CrossgapError: As for `Registry.fetch_layers`.
+    """
+    title = images[0].name if len(images) == 1 else f"{len(images)}-images"
+    for image in images:
+        supply.give_image(
+            supply.store.record_image(image.config_digest, image.config, image.diff_ids)
+        )
+    with HostProgress("ship-images", title, kind="fetch") as progress:
+        registry.fetch_layers(
+            images, supply.store, wanted=lacking, on_layer=supply.give_layer, progress=progress
+        )
+        progress.done()
 
 
 @task(task_run_name=_counting("images", "save {}"), cache_policy=NO_CACHE, **retrying())
-def save_images(images: Sequence[ImageFacts]) -> ArchiveFacts:
-    """Have the source engine save images in one archive.
+def save_images(
+    images: Sequence[ImageFacts],
+    lacking: Collection[str],
+    supply: Supply,
+) -> None:
+    """Have the source engine save images, and keep their layers in the store.
 
     Args:
-        images: What to save.
-
-    Returns:
-        The archive, in this machine's spool.
+        images: What to save; layers that they share are saved once.
+        lacking: Diff ids of the layers that are needed.
+        supply: Is given each layer and configuration as it comes.
 
     Raises:
-        CrossgapError: As for `tasks.images.source.save_images`.
+        CrossgapError: As for `tasks.images.split.save_into`.
     """
-    with HostProgress("ship-images", "spool", kind="save") as progress:
-        saved = source.save_images(images, source.spool_dir(), progress)
+    title = images[0].name if len(images) == 1 else f"{len(images)}-images"
+    with HostProgress("ship-images", title, kind="save") as progress:
+        split.save_into(
+            supply.store,
+            images,
+            wanted=lacking,
+            on_layer=supply.give_layer,
+            on_image=supply.give_image,
+            progress=progress,
+        )
         progress.done()
-    return saved
+
+
+@task(task_run_name="unpack {archive.path.name}", cache_policy=NO_CACHE, **retrying())
+def unpack_archive(archive: ArchiveFacts, supply: Supply) -> None:
+    """Take a compressed archive apart into the store.
+
+    Args:
+        archive: The archive, proven before.
+        supply: Is given each layer and configuration as it comes.
+
+    Raises:
+        CrossgapError: As for `tasks.images.split.split_archive`.
+    """
+    split.split_archive(
+        supply.store, archive.path, on_layer=supply.give_layer, on_image=supply.give_image
+    )
 
 
 def _patiently(name: str, work: Callable[[Host], T]) -> T:
@@ -132,37 +226,88 @@ def _patiently(name: str, work: Callable[[Host], T]) -> T:
     return waited_out(host, lambda _: work(host), (Unreachable,))
 
 
-@task(task_run_name="load {title} on {host}", cache_policy=NO_CACHE, **retrying())
-def load_archive(
-    host: str,
-    staged: str,
-    sha256: str,
-    size: int,
-    title: str,  # noqa: ARG001 - names the task run
-) -> None:
-    """Load an archive that lies on a host into its engine.
+@task(task_run_name="send {send.image.name} to {host}", cache_policy=NO_CACHE, **retrying())
+def send_layers(host: str, send: Send, sending: Sending) -> None:
+    """Send the layers that an image lacks into the staging folder of a host.
 
     Args:
         host: Name of the host's block.
-        staged: The archive's path there.
-        sha256: Its hash, which names the job that loads it.
-        size: Its bytes, which set the deadline.
-        title: What it is, for the name of the task run.
+        send: The image, and which of its layers.
+        sending: What is sent to this host in this run.
+
+    Raises:
+        CrossgapError: As for `Sending.stage`.
+    """
+    with HostProgress("ship-images", host) as progress:
+        sending.stage(send.image, send.missing, progress)
+        if sending.is_done:
+            progress.done()
+
+
+@task(task_run_name="load {send.image.name} on {host}", cache_policy=NO_CACHE, **retrying())
+def load_image(host: str, send: Send, sending: Sending) -> None:
+    """Load an image whose missing layers are staged on a host.
+
+    Args:
+        host: Name of the host's block.
+        send: The image, and which of its layers were missing.
+        sending: What was sent to this host in this run.
 
     Raises:
         CrossgapError: As for `tasks.images.act.load`.
     """
     log = logger()
-    _patiently(
-        host,
-        lambda there: act.load(
+    assembly = assemble([sending.layout(send)], sending.staged_path)
+
+    def work(there: Host) -> None:
+        glue = there.expand(f"{staging.staging_folder(there)}/{staging.glue_name(assembly.key)}")
+        there.put(Content((assembly.glue,)), glue, sha256=sha256(assembly.glue).hexdigest())
+        act.load(
             there,
-            staged,
-            staging.load_job_name(sha256),
-            timeout=_LOAD_LEAST + size / _LOAD_RATE,
+            assembly.load_argv(glue),
+            staging.load_job_name(assembly.key),
+            timeout=_LOAD_LEAST + send.size / _LOAD_RATE,
             on_output=lambda text: log.info("%s: %s", host, text.strip()),
-        ),
-    )
+        )
+
+    _patiently(host, work)
+
+
+@task(task_run_name="stream {send.image.name} into {host}", cache_policy=NO_CACHE, **retrying())
+def stream_image(host: str, send: Send, sending: Sending) -> None:
+    """Send an image straight into the engine of a host, where nothing is staged.
+
+    Args:
+        host: Name of the host's block.
+        send: The image, and which of its layers are missing.
+        sending: What is sent to this host in this run.
+
+    Raises:
+        CrossgapError: As for `tasks.images.act.load_stream`.
+    """
+    log = logger()
+
+    def work() -> str:
+        archive = compose([sending.layout(send, pack=True)])
+        report = sending.progress_of(send, progress)
+        said = _patiently(
+            host,
+            lambda there: act.load_stream(there, archive, progress=report, pace=sending.pace),
+        )
+        sending.note_streamed(send, archive.size)
+        return said
+
+    with HostProgress("ship-images", host) as progress:
+        try:
+            said = work()
+        except Damaged:
+            # What is staged is hashed as it arrives; here, the engine is the first to notice.
+            if not sending.forget_damaged(send):
+                raise
+            said = work()
+        log.info("%s: %s", host, said.strip())
+        if sending.is_done:
+            progress.done()
 
 
 @task(task_run_name="tag {tag.image.name} on {host}", cache_policy=NO_CACHE, **retrying())
@@ -176,21 +321,24 @@ def tag_image(host: str, tag: Tag) -> None:
     Raises:
         CrossgapError: As for `tasks.images.act.tag`.
     """
-    _patiently(host, lambda there: act.tag(there, tag.existing, tag.image.name))
+    _patiently(host, lambda there: act.tag(there, tag.existing, tag.image.lookup))
 
 
 @task(task_run_name="verify images on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
-def verify_images(host: str, wanted: Sequence[ImageFacts]) -> None:
-    """Prove that a host has the wanted images, by configuration and layers.
+def verify_images(host: str, wanted: Sequence[ImageFacts]) -> dict[str, str]:
+    """Compare what a host has with the wanted images, by configuration and layers.
 
     Args:
         host: Name of the host's block.
         wanted: The images.
 
+    Returns:
+        What is wrong with each image that is not as it should be, by name.
+
     Raises:
-        CrossgapError: As for `tasks.images.act.verify_content`.
+        CrossgapError: As for `tasks.images.act.differences`.
     """
-    _patiently(host, lambda there: act.verify_content(there, wanted))
+    return _patiently(host, lambda there: act.differences(there, wanted))
 
 
 @task(task_run_name="start {image.name} on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
@@ -217,9 +365,48 @@ def clean_up(host: str, keep: Sequence[str] = ()) -> None:
 
     Args:
         host: Name of the host's block.
-        keep: Hashes of the archives that are still to be sent or loaded.
+        keep: Names of staged files that are still to be sent or loaded.
 
     Raises:
         CrossgapError: As for `Host.run`.
     """
     _patiently(host, lambda there: staging.clear(there, keep))
+
+
+@task(task_run_name="look for superseded images on {host}", cache_policy=NO_CACHE, **retrying())
+def find_superseded(
+    host: str, wanted: Sequence[ImageFacts], before: Mapping[str, ImageFacts]
+) -> tuple[Superseded, ...]:
+    """Find images on a host that the wanted ones have superseded.
+
+    Args:
+        host: Name of the host's block.
+        wanted: The images that it has now.
+        before: What it had under their names before.
+
+    Returns:
+        What is superseded, in use or not.
+
+    Raises:
+        CrossgapError: As for `tasks.images.prune.read_inventory`.
+    """
+    return _patiently(
+        host, lambda there: prune.superseded(wanted, prune.read_inventory(there), before)
+    )
+
+
+@task(task_run_name="remove {image.label} on {host}", cache_policy=NO_CACHE, **retrying())
+def remove_superseded(host: str, image: Superseded) -> Removal:
+    """Remove a superseded image that no container uses.
+
+    Args:
+        host: Name of the host's block.
+        image: The image.
+
+    Returns:
+        Whether it is gone, and if not, why.
+
+    Raises:
+        CrossgapError: As for `tasks.images.prune.remove`.
+    """
+    return _patiently(host, lambda there: prune.remove(there, image))

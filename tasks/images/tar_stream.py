@@ -12,23 +12,23 @@ import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from blocks.cancellation import current_cancellation
 from blocks.errors import CrossgapError, Damaged, InvalidInput
 from blocks.files import Progress
+from tasks.images.blobs import Compression
+from tasks.images.compress import unpacked
 from tasks.images.digests import StreamDigest
-
-Compression = Literal["none", "gzip", "zstd"]
 
 _CHUNK = 1 << 20
 _BLOCK = 512
 # Configurations and manifests are some kilobytes; anything larger is no such thing.
-_LARGEST_DOCUMENT = 8 << 20
-_ALL_DOCUMENTS = 128 << 20
+LARGEST_DOCUMENT = 8 << 20
+MOST_DOCUMENTS = 128 << 20
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -57,6 +57,7 @@ class Member:
         unpacked_sha256: Hash after unpacking gzip; otherwise the same hash.
         link: For a link, the normalised path that it leads to; otherwise empty.
         document: The content, where it may be JSON; otherwise empty.
+        offset: Where it begins in the tar file.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Member:
     unpacked_sha256: str
     link: str = ""
     document: bytes = b""
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,23 @@ class TarContents:
     members: dict[str, Member]
 
 
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+class Readable(Protocol):
+    """What bytes can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to so many bytes, none at the end."""
 
 
 class _BrokenHeaderError(tarfile.ReadError):
     """A header that is none, where tarfile by itself would take it for the end."""
 
 
-class _StrictTarInfo(tarfile.TarInfo):
+class StrictTarInfo(tarfile.TarInfo):
     """Tells a proper end from a torn one; `TarFile.next` stops silently at both."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictTarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> StrictTarInfo:
+        """Read the next header; errors that tarfile takes for an end are told apart."""
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -131,11 +137,11 @@ def read_tar(path: Path, progress: Progress | None = None) -> TarContents:
         file.seek(0)
         source = _HashedFile(file, path, size, digest, progress)
         zipped = head.startswith(_GZIP)
-        walk = _Walk(_Gunzipped(source) if zipped else source)
+        walk = Walk(Gunzipped(source) if zipped else source)
         try:
             walk.run()
             source.drain()
-        except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
+        except (tarfile.TarError, EOFError, ValueError) as error:
             raise _damaged(path, walk.current, source.read_bytes, size, error) from error
         return TarContents(size, digest.hexdigest(), "gzip" if zipped else "none", walk.members)
 
@@ -173,6 +179,10 @@ class _HashedFile:
             pass
 
 
+TakeMember = Callable[[str, int, "Forward"], Member]
+"""Reads a member of a name and size from a file."""
+
+
 class _Inflate:
     """Unpacks gzip, of one or several members, in pieces of bounded size."""
 
@@ -200,39 +210,38 @@ class _Inflate:
                 yield output
 
 
-class _Gunzipped:
-    """The unpacked bytes of a gzip file."""
+class Gunzipped:
+    """The unpacked bytes of a gzip file, to be read from front to end."""
 
-    def __init__(self, source: _HashedFile) -> None:
-        self._source = source
-        self._pieces = self._unpack()
+    def __init__(self, source: Readable) -> None:
+        self._pieces = unpacked(iter(lambda: source.read(_CHUNK), b""), "gzip")
         self._rest = b""
 
     def read(self, size: int) -> bytes:
+        """Return up to so many bytes, none at the end."""
         if not self._rest:
             self._rest = next(self._pieces, b"")
         output, self._rest = self._rest[:size], self._rest[size:]
         return output
 
-    def _unpack(self) -> Iterator[bytes]:
-        inflate = _Inflate()
-        while chunk := self._source.read(_CHUNK):
-            yield from inflate.pieces(chunk)
-        if not inflate.whole:
-            raise EOFError("the gzip stream is cut off")
 
+class Forward:
+    """What tarfile needs of a file, over a source that can only be read on.
 
-class _Forward:
-    """What tarfile needs of a file, over a source that can only be read on."""
+    Args:
+        source: The source, at its beginning.
+    """
 
-    def __init__(self, source: _Readable) -> None:
+    def __init__(self, source: Readable) -> None:
         self._source = source
         self._position = 0
 
     def tell(self) -> int:
+        """Return how many bytes were read."""
         return self._position
 
     def read(self, size: int) -> bytes:
+        """Return so many bytes, fewer only at the end."""
         data = self._source.read(size)
         while len(data) < size and (more := self._source.read(size - len(data))):
             data += more
@@ -240,22 +249,40 @@ class _Forward:
         return data
 
     def seek(self, position: int) -> None:
+        """Read on to a position."""
         while self._position < position and self.read(min(_CHUNK, position - self._position)):
             pass
 
 
-class _Walk:
-    """One pass over the members."""
+class Walk:
+    """One pass over the members of a tar file.
 
-    def __init__(self, source: _Readable) -> None:
-        self._file = _Forward(source)
+    Args:
+        source: Its bytes, from the first on.
+        take: Reads one regular member; by default it is hashed.
+
+    Attributes:
+        current: The member that is being read; empty between members.
+        members: Those read so far, by normalised path; of two with one name, the later.
+    """
+
+    def __init__(self, source: Readable, take: TakeMember | None = None) -> None:
+        self._file = Forward(source)
+        self._take_member = take or self._hash
         self._documents = 0
         self.current = ""
         self.members: dict[str, Member] = {}
 
     def run(self) -> None:
+        """Read to the end.
+
+        Raises:
+            EOFError: It ends too early.
+            ValueError: It is no tar file, or one that leads out of itself.
+            tarfile.TarError: It is damaged.
+        """
         file: Any = self._file
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictTarInfo) as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as tar:
             for info in tar:
                 self.current = info.name
                 self._take(info)
@@ -267,21 +294,23 @@ class _Walk:
             pass
 
     def _take(self, info: tarfile.TarInfo) -> None:
-        name = _inside(info.name)
+        name = inside(info.name)
         if info.islnk() or info.issym():
             folder = posixpath.dirname(name) if info.issym() else ""
-            target = _inside(posixpath.join(folder, info.linkname))
+            target = inside(posixpath.join(folder, info.linkname))
             self.members[name] = Member(name, 0, "", "none", 0, "", link=target)
         elif info.isreg():
             # Not by way of tarfile, which would copy every byte several times.
             self._file.seek(info.offset_data)
-            self.members[name] = self._hash(name, info.size)
+            self.members[name] = replace(
+                self._take_member(name, info.size, self._file), offset=info.offset_data
+            )
 
-    def _hash(self, name: str, size: int) -> Member:
+    def _hash(self, name: str, size: int, file: Forward) -> Member:
         stored, unpacked = hashlib.sha256(), hashlib.sha256()
-        chunk = self._file.read(min(_CHUNK, size))
-        compression = _compression(chunk)
-        keep = chunk[:1] in (b"{", b"[") and size <= _LARGEST_DOCUMENT
+        chunk = file.read(min(_CHUNK, size))
+        compression = compression_of(chunk)
+        keep = chunk[:1] in (b"{", b"[") and size <= LARGEST_DOCUMENT
         document = bytearray()
         unzip = _LayerUnzip(unpacked) if compression == "gzip" else None
         left = size
@@ -292,7 +321,7 @@ class _Walk:
                 unzip.feed(chunk)
             if keep:
                 document += chunk
-            chunk = self._file.read(min(_CHUNK, left))
+            chunk = file.read(min(_CHUNK, left))
         if left:
             raise EOFError("the member is cut off")
         digest = stored.hexdigest()
@@ -305,7 +334,7 @@ class _Walk:
 
     def _kept(self, document: bytearray) -> bytes:
         self._documents += len(document)
-        if self._documents > _ALL_DOCUMENTS:
+        if self._documents > MOST_DOCUMENTS:
             raise ValueError("more JSON than any image has")
         return bytes(document)
 
@@ -339,13 +368,14 @@ class _LayerUnzip:
         return not self._broken and self._inflate.whole
 
 
-def _compression(head: bytes) -> Compression:
+def compression_of(head: bytes) -> Compression:
+    """Tell by its first bytes how a member is compressed."""
     if head.startswith(_GZIP):
         return "gzip"
     return "zstd" if head.startswith(_ZSTD) else "none"
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
     """Normalise a member's path; nothing is unpacked, but an escape means no good."""
     path = posixpath.normpath(name)
     if path.startswith(("/", "../")) or path == ".." or "\0" in path:

@@ -3,57 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from blocks.errors import CrossgapError, InvalidInput, NotFound
 from tasks.images import steps
 from tasks.images.archive import ArchiveFacts
+from tasks.images.compose import expand_images
+from tasks.images.credentials import load_credentials
 from tasks.images.engine import close_names, several
 from tasks.images.facts import ImageFacts
 from tasks.images.names import parse_references
 from tasks.images.pull import PullPolicy
+from tasks.images.registry import Registry, RegistryAccess
+from tasks.images.registry_auth import Credentials
+from tasks.images.sources import ArchiveSource, EngineSource, RegistrySource, Source
+from tasks.images.store import Store
 
-Source = Literal["engine", "archive"]
-
-Wanted = tuple[tuple[ImageFacts, ...], tuple[ArchiveFacts, ...]]
+SourceKind = Literal["engine", "registry", "archive"]
 
 
-def find_wanted(
-    images: Sequence[str], source: Source, archive: str, pull: PullPolicy, mirrors: Sequence[str]
-) -> Wanted:
-    """Look the wanted images up, having the source engine pull or an archive checked.
+@dataclass(frozen=True)
+class Wanted:
+    """What an operator asked for, as the parameters of a flow say it.
 
     Args:
-        images: Names as the operator wrote them; none for all of an archive.
+        images: Names, or `compose:PATH`; none for all of an archive.
         source: Where they are.
         archive: The file or folder, for source `archive`.
         pull: When the source engine pulls.
-        mirrors: Hosts that mirror Docker Hub.
+        mirrors: Hosts that mirror Docker Hub, tried in order before it.
+        registry_credentials: Name of a block with the user of the images' registry.
+    """
+
+    images: Sequence[str]
+    source: SourceKind = "engine"
+    archive: str = ""
+    pull: PullPolicy = "missing"
+    mirrors: Sequence[str] = ()
+    registry_credentials: str = ""
+
+
+def find_source(wanted: Wanted) -> Source:
+    """Look the wanted images up, having the source engine pull or an archive checked.
+
+    Args:
+        wanted: What an operator asked for.
 
     Returns:
-        The images, and the archives that hold them; none for the source engine.
+        The images, and where their layers come from.
 
     Raises:
         InvalidInput: A name is malformed, or the parameters contradict each other.
         NotFound: An image is not where it should be.
         CrossgapError: As for the steps.
     """
-    names = [reference.familiar for reference in parse_references(images)] if images else []
-    if source == "engine":
-        if archive:
-            raise InvalidInput(
-                "an archive is named, but source is 'engine'", "archive", "Set source to 'archive'."
-            )
-        parse_references(images)  # names what is wrong with an empty list
-        return steps.read_source(names, pull, mirrors), ()
-    if not archive:
+    if wanted.archive and wanted.source != "archive":
+        raise InvalidInput(
+            f"an archive is named, but source is {wanted.source!r}",
+            "archive",
+            "Set source to 'archive'.",
+        )
+    expanded = expand_images(wanted.images)
+    names = [one.familiar for one in parse_references(expanded)] if expanded else []
+    store = Store.default()
+    if wanted.source == "archive":
+        return _archive_source(wanted, names, store)
+    parse_references(names)  # names what is wrong with an empty list
+    if wanted.source == "registry":
+        access = RegistryAccess(tuple(wanted.mirrors), _credentials(wanted))
+        return RegistrySource(names, Registry(access), store)
+    images = steps.read_source(names, wanted.pull, wanted.mirrors, _credentials(wanted))
+    return EngineSource(images, store)
+
+
+def _credentials(wanted: Wanted) -> Credentials | None:
+    name = wanted.registry_credentials
+    return load_credentials(name) if name else None
+
+
+def _archive_source(wanted: Wanted, names: Sequence[str], store: Store) -> ArchiveSource:
+    if not wanted.archive:
         raise InvalidInput(
             "source is 'archive', but none is named",
             "archive",
             "Give the path of a docker save file, or of a folder of them.",
         )
-    archives = steps.check_archives(archive)
-    return chosen(archives, names), archives
+    archives = steps.check_archives(wanted.archive)
+    return ArchiveSource(chosen(archives, names), archives, store)
 
 
 def chosen(archives: Sequence[ArchiveFacts], names: Sequence[str]) -> tuple[ImageFacts, ...]:

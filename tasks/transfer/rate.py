@@ -19,6 +19,9 @@ class RateLimit:
         clock: Seconds that never run backwards.
         pause: Sleeps for some seconds; by default until then or a cancellation.
 
+    Attributes:
+        bytes_per_second: The same limit in bytes.
+
     Raises:
         InvalidInput: The limit is not above zero.
     """
@@ -33,7 +36,7 @@ class RateLimit:
             raise InvalidInput(
                 f"{mbit} Mbit/s is no rate", "rate limit", "Leave it empty for no limit."
             )
-        self._bytes_per_second = mbit * 1e6 / 8
+        self.bytes_per_second = mbit * 1e6 / 8
         self._clock = clock
         self._pause = pause or _pause
         self._lock = threading.Lock()
@@ -44,7 +47,7 @@ class RateLimit:
         with self._lock:
             now = self._clock()
             begin = max(now, self._free_at)
-            self._free_at = begin + count / self._bytes_per_second
+            self._free_at = begin + count / self.bytes_per_second
         if begin > now:
             self._pause(begin - now)
 

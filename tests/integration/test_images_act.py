@@ -26,16 +26,16 @@ from tasks.common.failures import collect
 from tasks.images.act import (
     IMAGE_LABEL,
     RUN_LABEL,
+    differences,
     load,
     tag,
-    verify_content,
     verify_start,
 )
 from tasks.images.archive import ArchiveFacts, read_archive
 from tasks.images.docker_cli import docker
-from tasks.images.facts import ImageFacts
+from tasks.images.facts import HostFacts, ImageFacts
 from tasks.images.host_facts import read_host
-from tasks.images.plan import Keep, Send, Tag, plan_shipment
+from tasks.images.plan import HostPlan, Keep, Send, Tag, plan_shipment
 from tasks.images.staging import load_job_name
 from tests.lab import ImageSpec, LabHost, LayerSpec, write_archive
 
@@ -64,8 +64,23 @@ class Target:
         self.host.run(["mkdir", "-p", self.host.expand("~/.crossgap/staging")], timeout=30)
         self.host.put(self.archive.path, STAGED)
 
-    def load(self) -> None:
-        load(self.host, STAGED, load_job_name(self.archive.sha256), timeout=120)
+    @property
+    def job(self) -> str:
+        return load_job_name(self.archive.sha256[:32])
+
+    def load(self, on_output: Callable[[str], None] | None = None) -> None:
+        argv = ["docker", "load", "-i", self.host.expand(STAGED)]
+        load(self.host, argv, self.job, timeout=120, on_output=on_output)
+
+    def facts(self, *images: ImageFacts) -> HostFacts:
+        return read_host(self.host, lambda _: images or self.images)
+
+    def plan(self, *images: ImageFacts) -> HostPlan:
+        (plan,) = plan_shipment([self.facts(*images)]).hosts
+        return plan
+
+    def differences(self, *images: ImageFacts) -> dict[str, str]:
+        return differences(self.host, images or self.images)
 
     def containers(self) -> list[str]:
         return docker(self.host, "ps", "-aq", timeout=60).stdout.split()
@@ -92,61 +107,69 @@ def shipped(target: Target) -> Iterator[Target]:
 
 
 def test_images_are_planned_loaded_proven_and_then_left_alone(target: Target) -> None:
-    before = read_host(target.host, target.images)
+    before = target.facts()
     assert (before.architecture, before.store) == ("amd64", "graphdriver")
     assert before.engine_version.startswith("20.10")
     assert before.staging_disk.free > 0
     assert before.docker_root_disk.free > 0
-    assert before.staged == {}
-    plan = plan_shipment(target.images, [before], [target.archive])
-    assert plan.problems == ()
-    assert plan.hosts[0].actions == tuple(Send(image) for image in target.images)
+    assert (before.staged, before.layers) == ({}, {})
+    app, other = target.images
+    assert target.plan().sends == (
+        Send(app, app.diff_ids),
+        Send(other, other.diff_ids[2:], after=(app.name,)),
+    )
 
     printed: list[str] = []
     target.stage()
-    name = load_job_name(target.archive.sha256)
-    load(target.host, STAGED, name, timeout=120, on_output=printed.append)
+    target.load(printed.append)
     assert "Loaded image: crossgap-act/app:1" in "".join(printed)
-    assert target.host.find_job(name, sudo=True) is None
-    verify_content(target.host, target.images)
+    assert target.host.find_job(target.job, sudo=True) is None
+    assert target.differences() == {}
     for image in target.images:
         assert verify_start(target.host, image, "run-1") == "started"
     assert target.containers() == []
 
-    after = plan_shipment(target.images, [read_host(target.host, target.images)])
-    assert after.hosts[0].actions == tuple(Keep(image) for image in target.images)
-    assert after.parcels == ()
+    after = target.plan()
+    assert after.actions == tuple(Keep(image) for image in target.images)
+    assert after.sends == ()
+
+
+def test_layers_that_a_host_has_are_known_by_what_lies_below_them(shipped: Target) -> None:
+    app, other = shipped.images
+    newer = replace(app, name="crossgap-act/newer:1", diff_ids=(*app.diff_ids, "sha256:new"))
+    moved = replace(app, name="crossgap-act/moved:1", diff_ids=other.diff_ids[::-1])
+    sends = shipped.plan(*(replace(i, config_digest="sha256:new") for i in (newer, moved))).sends
+    assert [send.missing for send in sends] == [("sha256:new",), moved.diff_ids]
 
 
 def test_loading_twice_is_the_same_as_loading_once(shipped: Target) -> None:
     shipped.load()
-    verify_content(shipped.host, shipped.images)
+    assert shipped.differences() == {}
 
 
 def test_content_under_another_name_is_tagged_without_sending(shipped: Target) -> None:
     renamed = replace(shipped.images[0], name="crossgap-act/renamed:1")
-    plan = plan_shipment([renamed], [read_host(shipped.host, [renamed])])
-    (action,) = plan.hosts[0].actions
+    (action,) = shipped.plan(renamed).actions
     assert action == Tag(renamed, "crossgap-act/app:1")
-    assert plan.parcels == ()
     for _ in range(2):
         tag(shipped.host, action.existing, renamed.name)
-    verify_content(shipped.host, [renamed])
+    assert shipped.differences(renamed) == {}
     docker(shipped.host, "rmi", renamed.name, timeout=60)
 
 
 def test_another_image_under_the_name_is_told_from_the_wanted_one(shipped: Target) -> None:
     app, other = shipped.images
     swapped = replace(other, name=app.name)
-    assert plan_shipment([swapped], [read_host(shipped.host, [swapped])]).hosts[0].actions == (
-        Tag(swapped, other.name),
-    )
-    with pytest.raises(Damaged, match="app:1 has other layers than its source"):
-        verify_content(shipped.host, [swapped])
-    with pytest.raises(Damaged, match="app:1 has another configuration"):
-        verify_content(shipped.host, [replace(app, config_digest="sha256:other")])
-    with pytest.raises(Damaged, match="nothing:1 is not there"):
-        verify_content(shipped.host, [replace(app, name="crossgap-act/nothing:1")])
+    assert shipped.plan(swapped).actions == (Tag(swapped, other.name),)
+    altered = replace(app, config_digest="sha256:other")
+    absent = replace(app, name="crossgap-act/nothing:1")
+    assert shipped.differences(swapped) == {
+        app.name: f"{app.name} has other layers than its source"
+    }
+    assert shipped.differences(altered, absent, other) == {
+        app.name: f"{app.name} has another configuration than its source",
+        absent.name: f"{absent.name} is not there after loading",
+    }
 
 
 def test_an_archive_that_is_damaged_on_the_host_is_told_by_the_load(target: Target) -> None:
@@ -171,7 +194,7 @@ def test_a_disk_that_fills_during_the_load_is_told_and_a_later_load_succeeds(
     finally:
         target.side.free_disk()
     target.load()
-    verify_content(target.host, target.images)
+    assert differences(target.host, target.images) == {}
 
 
 def test_an_engine_that_is_stopped_is_told_with_what_to_do(target: Target) -> None:
@@ -179,14 +202,14 @@ def test_an_engine_that_is_stopped_is_told_with_what_to_do(target: Target) -> No
     target.side.stop_engine()
     try:
         with pytest.raises(EngineUnavailable, match="systemctl start docker"):
-            read_host(target.host, target.images)
+            target.facts()
         with pytest.raises(EngineUnavailable) as failed:
             target.load()
         assert failed.value.retryable
     finally:
         target.side.start_engine()
     target.load()
-    verify_content(target.host, target.images)
+    assert differences(target.host, target.images) == {}
 
 
 def test_a_user_outside_of_the_docker_group_is_told_to_use_sudo(
@@ -194,27 +217,27 @@ def test_a_user_outside_of_the_docker_group_is_told_to_use_sudo(
 ) -> None:
     host = connect(bare, sudo="no")
     with pytest.raises(PermissionRefused, match="Set 'sudo'"):
-        read_host(host, [])
+        read_host(host, lambda _: [])
 
 
 def test_a_load_that_already_runs_is_waited_for_not_started_again(target: Target) -> None:
     target.stage()
-    name = load_job_name(target.archive.sha256)
+    name = target.job
     mark = target.host.expand("~/.crossgap/staging/loaded-by-first")
     script = 'sleep 2; docker load -i "$1" && touch "$2"'
     argv = ["sh", "-c", script, "sh", target.host.expand(STAGED), mark]
     target.host.start_job(argv, name=name, sudo=True)
     target.load()
     assert target.host.run(["ls", mark], timeout=30).stdout.strip() == mark
-    verify_content(target.host, target.images)
+    assert differences(target.host, target.images) == {}
 
 
 def test_a_job_that_ended_earlier_is_not_taken_for_proof(target: Target) -> None:
     target.stage()
-    name = load_job_name(target.archive.sha256)
+    name = target.job
     target.host.start_job(["true"], name=name, sudo=True).wait(timeout=30)
     target.load()
-    verify_content(target.host, target.images)
+    assert differences(target.host, target.images) == {}
 
 
 BROKEN = ImageSpec("crossgap-act/broken:1", cmd=["/no/such/program"])
@@ -286,7 +309,7 @@ def test_a_run_that_is_cancelled_while_it_starts_images_leaves_no_container(
 def test_too_little_room_is_seen_before_anything_is_sent(target: Target) -> None:
     target.side.fill_disk(leave_bytes=20 << 20)
     try:
-        problems = plan_shipment(target.images, [read_host(target.host, target.images)]).problems
+        problems = plan_shipment([target.facts()]).problems
     finally:
         target.side.free_disk()
     assert problems

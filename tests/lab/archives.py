@@ -49,6 +49,7 @@ class ImageSpec:
         env: Environment, `NAME=value`.
         architecture: `amd64` or `arm64`; only what is written in the image, busybox is ours.
         labels: Labels of the image.
+        created: When it says it was made, RFC 3339.
         busybox: Whether it starts with busybox' layer; without it, no container runs.
     """
 
@@ -58,6 +59,7 @@ class ImageSpec:
     env: Sequence[str] = ()
     architecture: str = field(default_factory=native_architecture)
     labels: Mapping[str, str] = field(default_factory=dict)
+    created: str = CREATED
     busybox: bool = True
 
     def __post_init__(self) -> None:
@@ -136,7 +138,7 @@ def _finish(spec: ImageSpec, store: LayerStore) -> _Finished:
     config = {
         "architecture": spec.architecture,
         "os": "linux",
-        "created": CREATED,
+        "created": spec.created,
         "config": {
             "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", *spec.env],
             "Cmd": list(spec.cmd),
@@ -189,9 +191,8 @@ def _legacy_ids(image: _Finished) -> list[str]:
     """Name the layers: by what is below them, the uppermost also by the image it belongs to."""
     ids = []
     below = ""
-    for layer in image.layers:
-        last = layer is image.layers[-1]
-        tail = image.config if last else b""
+    for position, layer in enumerate(image.layers, start=1):
+        tail = image.config if position == len(image.layers) else b""
         below = _hex(_digest(f"{below} {layer.diff_id} ".encode() + tail))
         ids.append(below)
     return ids

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import docker
 
@@ -43,15 +43,30 @@ def make_images(engine_url: str, images: Sequence[ImageSpec]) -> list[MadeImage]
     with tempfile.TemporaryDirectory(prefix="crossgap-images-") as folder:
         archive = Path(folder) / "images.tar"
         made = write_archive(archive, images)
-        with (
-            docker.APIClient(base_url=engine_url, timeout=300, version="1.41") as engine,
-            archive.open("rb") as stream,
-        ):
-            answers = list(engine.load_image(stream))
-        errors = [answer["error"] for answer in answers if "error" in answer]
-        if errors:
-            raise LabError(f"the engine did not load the images: {errors[0]}")
+        with archive.open("rb") as stream:
+            load_archive(engine_url, stream)
     return made
+
+
+def load_archive(engine_url: str, archive: IO[bytes] | Iterable[bytes]) -> None:
+    """Have an engine load an archive, as `docker load` does.
+
+    Raises:
+        LabError: The engine did not take it; carries its words.
+    """
+    with docker.APIClient(base_url=engine_url, timeout=300, version="1.41") as engine:
+        # The client only hands it on to requests, which takes iterators as well.
+        answers = list(engine.load_image(archive))
+    errors = [answer["error"] for answer in answers if "error" in answer]
+    if errors:
+        raise LabError(f"the engine did not load the images: {errors[0]}")
+
+
+def image_names(engine_url: str) -> set[str]:
+    """Return the names and tags of an engine's images."""
+    with docker.APIClient(base_url=engine_url, timeout=60, version="1.41") as engine:
+        names = {name for image in engine.images() for name in image["RepoTags"] or ()}
+    return names - {"<none>:<none>"}
 
 
 def remove_images(engine_url: str, names: Sequence[str]) -> None:

@@ -29,6 +29,8 @@ PROGRAMS = {
     "hostname": "hostname",
     "ps": "procps",
 }
+# What a registry of the lab needs on top.
+REGISTRY = {"docker-registry": "docker-registry", "openssl": "openssl"}
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 

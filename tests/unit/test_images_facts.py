@@ -98,9 +98,9 @@ def test_what_is_no_image_configuration_is_refused(content: bytes) -> None:
         parse_image_config(content, "a", ())
 
 
-def test_an_image_asked_for_by_digest_is_looked_up_by_its_config_digest() -> None:
+def test_an_image_asked_for_by_digest_is_looked_up_by_the_tag_that_it_arrives_under() -> None:
     pinned = replace(from_config(), name="app@sha256:" + "c" * 64)
-    assert pinned.lookup == pinned.config_digest
+    assert pinned.lookup == "app:sha256-" + "c" * 12
     assert from_config().lookup == "app:1"
 
 
@@ -159,3 +159,24 @@ def test_the_kind_of_store_is_read_from_the_driver_status() -> None:
     facts = parse_engine_info(info | {"DriverStatus": [["Backing Filesystem", "extfs"]]})
     assert (facts.store, facts.image_root) == ("graphdriver", "/data/docker")
     assert parse_engine_info(info | {"DriverStatus": None}).store == "graphdriver"
+
+
+@pytest.mark.parametrize(
+    ("version", "takes_it"),
+    [
+        ("20.10.24", False),
+        ("22.06.0-beta.0", False),
+        ("23.0.0", True),
+        ("29.1", True),
+        ("100.0", True),
+        ("dev", False),
+        ("", False),
+    ],
+)
+def test_engines_from_23_on_take_zstd(version: str, takes_it: bool) -> None:
+    assert parse_engine_info({"ServerVersion": version}).unpacks_zstd is takes_it
+
+
+@pytest.mark.parametrize(("info", "cpus"), [({"NCPU": 64}, 64), ({"NCPU": 0}, 1), ({}, 1)])
+def test_a_host_has_at_least_one_processor(info: dict[str, Any], cpus: int) -> None:
+    assert parse_engine_info(info).cpus == cpus

@@ -10,6 +10,7 @@ from blocks.errors import (
     CrossgapError,
     DiskFull,
     NotFound,
+    PermissionRefused,
     Unreachable,
     WrongArchitecture,
 )
@@ -37,6 +38,9 @@ def test_mirrors_of_the_hub_are_not_asked_for_images_of_other_registries() -> No
         ("received unexpected HTTP status: 503 Service Unavailable", Unreachable),
         ("pull access denied for x, repository does not exist or may require login", NotFound),
         ("manifest for x:1 not found: manifest unknown", NotFound),
+        ("Head http://x/v2/a/manifests/1: no basic auth credentials", AuthenticationRefused),
+        ("http: server gave HTTP response to HTTPS client", PermissionRefused),
+        ("x509: certificate signed by unknown authority", PermissionRefused),
         ("unauthorized: incorrect username or password", AuthenticationRefused),
         ("no matching manifest for linux/arm64 in the manifest list entries", WrongArchitecture),
         ("write /var/lib/docker/tmp/x: no space left on device", DiskFull),

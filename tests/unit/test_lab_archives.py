@@ -11,8 +11,20 @@ from typing import Any
 
 import pytest
 
-from tests.lab import ImageSpec, LabError, LayerSpec, write_archive
+from tests.lab import (
+    OPAQUE,
+    File,
+    Folder,
+    HardLink,
+    ImageSpec,
+    LabError,
+    LayerSpec,
+    Symlink,
+    whiteout,
+    write_archive,
+)
 from tests.lab.archives import Form
+from tests.lab.layers import Entry
 
 BASE = LayerSpec({"data/base.bin": 300_000}, seed=1)
 APP = LayerSpec({"app/run": b"#!/bin/sh\n"})
@@ -109,3 +121,58 @@ def test_a_compressed_archive_is_the_plain_one_compressed(tmp_path: Path) -> Non
 def test_a_name_without_a_tag_is_refused() -> None:
     with pytest.raises(LabError, match="tag"):
         ImageSpec("localhost:5000/app")
+
+
+ODD: dict[str, Entry] = {
+    "opt/数据/说明.txt": b"text",
+    "opt/tool": File(b"#!/bin/sh\n", mode=0o4755, xattrs={"security.capability": b"\x01\x00"}),
+    "opt/again": HardLink("opt/tool"),
+    "opt/link": Symlink("../no/such/place"),
+    "opt/empty": Folder(mode=0o1777),
+    whiteout("etc/gone"): b"",
+    f"var/{OPAQUE}": b"",
+}
+
+
+def layer_of(path: Path, *layers: LayerSpec) -> list[tarfile.TarInfo]:
+    spec = ImageSpec("crossgap.test/odd:1", layers, busybox=False)
+    write_archive(path, [spec], form="oci")
+    with tarfile.open(path) as tar:
+        file = tar.extractfile(loaded(tar, "manifest.json")[0]["Layers"][-1])
+        with tarfile.open(fileobj=file) as layer:
+            return layer.getmembers()
+
+
+def test_a_layer_can_hold_links_rights_attributes_and_what_takes_files_away(
+    tmp_path: Path,
+) -> None:
+    members = layer_of(tmp_path / "archive", LayerSpec(ODD))
+    by_name = {member.name: member for member in members}
+    assert set(ODD) <= set(by_name)
+    assert by_name["opt/tool"].mode == 0o4755
+    assert by_name["opt/tool"].pax_headers["SCHILY.xattr.security.capability"] == "\x01\x00"
+    assert by_name["opt/again"].islnk()
+    assert by_name["opt/link"].linkname == "../no/such/place"
+    assert (by_name["opt/empty"].isdir(), by_name["opt/empty"].mode) == (True, 0o1777)
+    assert members[-1].name == "opt/again", "a hard link follows what it links to"
+    assert by_name["etc/.wh.gone"].size == by_name["var/.wh..wh..opq"].size == 0
+
+
+def test_a_layer_without_files_is_the_one_that_engines_know(tmp_path: Path) -> None:
+    spec = ImageSpec("crossgap.test/empty:1", [LayerSpec({})], busybox=False)
+    (made,) = write_archive(tmp_path / "archive", [spec])
+    known = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+    assert made.diff_ids == (known,)
+
+
+def test_two_images_that_differ_in_their_date_only_have_layers_in_common(tmp_path: Path) -> None:
+    layers = [APP]
+    old, new = write_archive(
+        tmp_path / "archive",
+        [
+            ImageSpec("crossgap.test/a:1", layers, busybox=False, created="2023-05-01T00:00:00Z"),
+            ImageSpec("crossgap.test/a:2", layers, busybox=False),
+        ],
+    )
+    assert old.diff_ids == new.diff_ids
+    assert old.config_digest != new.config_digest

@@ -33,7 +33,25 @@ def test_a_lower_number_changes_nothing() -> None:
     meter = Meter()
     meter.update(80, 100)
     meter.update(10, 90)
-    assert (meter.standing().arrived, meter.standing().total) == (80, 100)
+    assert meter.standing().arrived == 80
+
+
+def test_the_total_may_become_less_as_when_layers_turn_out_to_pack_well() -> None:
+    meter = Meter()
+    meter.update(10, 100)
+    meter.update(20, 40)
+    assert (meter.standing().arrived, meter.standing().total) == (20, 40)
+
+
+def test_the_bar_does_not_go_back_when_the_total_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = FakeArtifacts(monkeypatch)
+    with HostProgress("ship-images", "gpu1", every=0.01) as progress:
+        progress(50, 100)
+        artifacts.wait(lambda percent: percent == 50)
+        progress(60, 1000)
+        progress(900, 1000)
+        artifacts.wait(lambda percent: percent == 90)
+    assert artifacts.percents == sorted(artifacts.percents)
 
 
 def test_the_rate_is_that_of_the_last_seconds_and_what_was_resumed_does_not_count() -> None:

@@ -1,4 +1,4 @@
-"""Staged archives: where they lie, and how they go away."""
+"""Staged layers: where they lie, and how they go away."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from blocks.cancellation import Cancellation, cancellation_scope
-from blocks.errors import CommandFailed
 from blocks.local_host import LocalHost
+from tasks.images.blobs import Compression, Descriptor, Layer
 from tasks.images.staging import (
     _CLEAR,
     _FORGET,
     clear,
-    cleared_when_cancelled,
+    glue_name,
     load_job_name,
+    staged_forms,
+    staged_name,
     staged_path,
 )
 from tests.unit.conftest import Shell
@@ -31,28 +32,44 @@ def host(tmp_path: Path) -> LocalHost:
     return LocalHost(work_dir=f"{tmp_path}/工作 folder/")
 
 
-def staged(host: LocalHost, digit: str = "1", age_days: float = 0) -> Path:
-    path = Path(staged_path(host, digit * 64))
+def layer(digit: str = "1", compression: Compression = "none") -> Layer:
+    return Layer(f"sha256:{digit * 64}", compression, Descriptor("sha256:" + "f" * 64, 7))
+
+
+def staged(host: LocalHost, one: Layer | None = None, age_days: float = 0) -> Path:
+    path = Path(staged_path(host, one or layer()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"archive")
+    path.write_bytes(b"layer")
     os.utime(path, (time.time() - age_days * DAY,) * 2)
     return path
 
 
-def test_equal_archives_lie_in_one_place_below_the_work_folder(host: LocalHost) -> None:
-    assert staged_path(host, "ab" * 32) == f"{host.work_dir}staging/{'ab' * 16}.tar"
-    assert staged_path(LocalHost(), "ab" * 32) == f"~/.crossgap/staging/{'ab' * 16}.tar"
+def test_a_layer_is_staged_below_the_work_folder_by_what_it_is(host: LocalHost) -> None:
+    one = layer("a", "gzip")
+    assert staged_path(host, one) == f"{host.work_dir}staging/{'a' * 64}.tar.gz"
+    assert staged_path(LocalHost(), one) == f"~/.crossgap/staging/{'a' * 64}.tar.gz"
 
 
-def test_all_archives_go_but_those_that_are_still_needed(host: LocalHost) -> None:
-    one, two, other = staged(host, "1"), staged(host, "2", age_days=9), staged(host, "3")
-    part = two.with_name(f".{two.name}.{'2' * 16}.part")
+def test_each_form_of_a_layer_has_a_name_of_its_own() -> None:
+    forms: list[Compression] = ["none", "gzip", "zstd"]
+    names = [staged_name(layer("a", form)) for form in forms]
+    assert names == staged_forms("sha256:" + "a" * 64)
+    assert len(set(names)) == 3
+
+
+def test_all_layers_go_but_those_that_are_still_needed_in_whatever_form(host: LocalHost) -> None:
+    forms: list[Compression] = ["none", "gzip", "zstd"]
+    kept = [staged(host, layer("2", form), age_days=9) for form in forms]
+    gone = [staged(host, layer("1")), staged(host, layer("3", "gzip"))]
+    gone.append(kept[0].with_name(glue_name("2" * 32)))
+    gone[-1].write_bytes(b"around the layers")
+    part = kept[1].with_name(f".{kept[1].name}.{'2' * 16}.part")
     part.touch()
     os.utime(part, (0, 0))
 
-    clear(host, ["2" * 64])
+    clear(host, staged_forms("sha256:" + "2" * 64))
 
-    assert [path for path in (one, two, part, other) if path.exists()] == [two, part]
+    assert [path for path in [*kept, *gone, part] if path.exists()] == [*kept, part]
 
 
 def test_the_folder_goes_when_nothing_is_left_in_it(host: LocalHost) -> None:
@@ -92,7 +109,7 @@ def test_parts_that_nobody_came_back_for_go_after_a_week(
 
 
 def test_clearing_where_nothing_was_staged_is_no_error(shell: Shell, tmp_path: Path) -> None:
-    done = shell.run(_CLEAR, tmp_path / "none", "7", "load-images-", "1" * 32)
+    done = shell.run(_CLEAR, tmp_path / "none", "7", "load-images-", "1.tar")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
@@ -110,9 +127,9 @@ def job(host: LocalHost, name: str, *, ended: bool, age_days: float = 0) -> Path
 
 def test_only_loads_that_have_ended_or_are_long_gone_are_forgotten(host: LocalHost) -> None:
     folders = [
-        job(host, load_job_name("1" * 64), ended=True),
-        job(host, load_job_name("2" * 64), ended=False, age_days=9),
-        job(host, load_job_name("3" * 64), ended=False),
+        job(host, load_job_name("1" * 32), ended=True),
+        job(host, load_job_name("2" * 32), ended=False, age_days=9),
+        job(host, load_job_name("3" * 32), ended=False),
         job(host, "load-models", ended=True),
     ]
 
@@ -124,8 +141,8 @@ def test_only_loads_that_have_ended_or_are_long_gone_are_forgotten(host: LocalHo
 @pytest.mark.parametrize("name", NAMES)
 def test_jobs_are_forgotten_by_every_shell(shell: Shell, tmp_path: Path, name: str) -> None:
     host = LocalHost(work_dir=str(tmp_path / name))
-    ended = job(host, load_job_name("1" * 64), ended=True)
-    running = job(host, load_job_name("2" * 64), ended=False)
+    ended = job(host, load_job_name("1" * 32), ended=True)
+    running = job(host, load_job_name("2" * 32), ended=False)
 
     listed = shell.run(_CLEAR, tmp_path / name, "7", "load-images-")
     jobs = listed.stdout.decode().splitlines()
@@ -138,9 +155,9 @@ def test_jobs_are_forgotten_by_every_shell(shell: Shell, tmp_path: Path, name: s
 
 def test_a_host_without_jobs_is_cleared_in_one_command() -> None:
     host = AnsweringHost({"sh -c": answer()})
-    clear(host, ["1" * 64])
+    clear(host, ["1.tar"])
     ((argv, sudo),) = host.asked
-    assert (argv[4:], sudo) == (["~/.crossgap", "7", "load-images-", "1" * 32], False)
+    assert (argv[4:], sudo) == (["~/.crossgap", "7", "load-images-", "1.tar"], False)
 
 
 def test_only_root_can_look_into_the_jobs_of_root() -> None:
@@ -148,36 +165,3 @@ def test_only_root_can_look_into_the_jobs_of_root() -> None:
     clear(host)
     argv, sudo = host.asked[1]
     assert (argv[4:], sudo) == (["7", "/home/a b/.crossgap/jobs/load-images-1"], True)
-
-
-# Cancelling
-
-
-def test_a_cancelled_run_removes_what_it_staged(host: LocalHost) -> None:
-    path, other = staged(host, "1"), staged(host, "2")
-    cancellation = Cancellation()
-
-    with cancellation_scope(cancellation), cleared_when_cancelled(host, ["2" * 64]):
-        cancellation.cancel()
-
-    assert not path.exists()
-    assert other.exists()
-
-
-def failing(host: LocalHost) -> None:
-    with cleared_when_cancelled(host):
-        raise CommandFailed("x", host.label)
-
-
-def test_only_a_cancellation_in_the_body_counts(host: LocalHost) -> None:
-    path = staged(host)
-    cancellation = Cancellation()
-
-    with cancellation_scope(cancellation):
-        with cleared_when_cancelled(host):
-            pass
-        with pytest.raises(CommandFailed):
-            failing(host)
-    cancellation.cancel()
-
-    assert path.exists()

@@ -11,7 +11,9 @@ from blocks.errors import CrossgapError, InvalidInput, NotFound, SeveralFailures
 from tasks.images import wanted as module
 from tasks.images.archive import ArchiveFacts
 from tasks.images.facts import ImageFacts
-from tasks.images.wanted import Source, chosen, find_wanted
+from tasks.images.registry_auth import Credentials
+from tasks.images.sources import ArchiveSource, EngineSource, RegistrySource
+from tasks.images.wanted import SourceKind, Wanted, chosen, find_source
 
 
 def image(name: str) -> ImageFacts:
@@ -41,48 +43,82 @@ class Steps:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Steps:
     steps = Steps()
     monkeypatch.setattr(module, "steps", steps)
+    monkeypatch.setenv("CROSSGAP_STORE", str(tmp_path / "store"))
     return steps
 
 
 def test_the_engine_is_asked_by_the_names_that_docker_shows(steps: Steps) -> None:
     names = ["docker.io/library/mysql:8.0", " redis ", "mysql:8.0"]
 
-    found = find_wanted(names, "engine", "", "missing", ["mirror.lan"])
+    with find_source(Wanted(names, mirrors=["mirror.lan"])) as source:
+        assert isinstance(source, EngineSource)
+        assert source.wanted_on("amd64") == (MYSQL,)
 
-    assert found == ((MYSQL,), ())
-    assert steps.asked == [(["mysql:8.0", "redis:latest"], "missing", ["mirror.lan"])]
+    assert steps.asked == [(["mysql:8.0", "redis:latest"], "missing", ["mirror.lan"], None)]
+
+
+def test_a_pull_gets_the_user_whose_block_was_named(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = Credentials("anna", "secret", "reg.lan")
+    monkeypatch.setattr(module, "load_credentials", {"our-registry": user}.get)
+
+    find_source(Wanted(["mysql:8.0"], pull="always", registry_credentials="our-registry"))
+
+    assert steps.asked == [(["mysql:8.0"], "always", (), user)]
 
 
 def test_of_an_archive_the_named_images_are_wanted_in_their_order(steps: Steps) -> None:
-    found = find_wanted(["redis:7", "library/mysql:8.0"], "archive", "/d/x.tar", "missing", [])
+    source = find_source(Wanted(["redis:7", "library/mysql:8.0"], "archive", "/d/x.tar"))
 
-    assert found == ((REDIS, MYSQL), ARCHIVES)
+    assert isinstance(source, ArchiveSource)
+    assert source.wanted_on("arm64") == (REDIS, MYSQL)
     assert steps.asked == ["/d/x.tar"]
 
 
 def test_of_an_archive_everything_is_wanted_when_nothing_is_named(steps: Steps) -> None:
-    assert find_wanted([], "archive", "/d", "missing", [])[0] == (RAGFLOW, MYSQL, REDIS)
+    source = find_source(Wanted([], "archive", "/d"))
+
+    assert source.wanted_on("amd64") == (RAGFLOW, MYSQL, REDIS)
+
+
+def test_from_a_registry_no_engine_is_asked_and_nothing_yet(steps: Steps) -> None:
+    with find_source(Wanted(["mysql:8.0"], "registry", mirrors=["mirror.lan"])) as source:
+        assert isinstance(source, RegistrySource)
+
+    assert steps.asked == []
+
+
+def test_images_of_a_compose_file_are_wanted_like_named_ones(steps: Steps, tmp_path: Path) -> None:
+    compose = tmp_path / "docker-compose.yml"
+    compose.write_text("services: {db: {image: 'mysql:8.0'}, cache: {image: redis}}")
+
+    find_source(Wanted([f"compose:{compose}", "redis:latest"]))
+
+    assert steps.asked[0][0] == ["mysql:8.0", "redis:latest"]
 
 
 @pytest.mark.parametrize(
     ("images", "source", "archive", "said"),
     [
         (["mysql:8.0"], "engine", "/d/x.tar", "Set source to 'archive'"),
+        (["mysql:8.0"], "registry", "/d/x.tar", "Set source to 'archive'"),
         (["mysql:8.0"], "archive", "", "Give the path"),
         ([], "archive", "", "Give the path"),
         ([], "engine", "", "image"),
+        ([], "registry", "", "image"),
         (["UPPER:case"], "engine", "", "UPPER:case"),
         (["a b"], "archive", "/d/x.tar", "a b"),
     ],
 )
 def test_parameters_that_cannot_be_meant_are_refused_before_anything_is_read(
-    steps: Steps, images: list[str], source: Source, archive: str, said: str
+    steps: Steps, images: list[str], source: SourceKind, archive: str, said: str
 ) -> None:
     with pytest.raises(CrossgapError, match=said) as refused:
-        find_wanted(images, source, archive, "missing", [])
+        find_source(Wanted(images, source, archive))
 
     assert isinstance(refused.value, InvalidInput | SeveralFailures)
     assert not refused.value.retryable
