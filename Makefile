@@ -9,9 +9,10 @@ STAMP := .venv/.installed
 PYTHON := $(BIN)/python
 LISTEN ?= 127.0.0.1
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help setup packages demo test test-unit test-integration test-e2e torture ui \
-	screenshots register lint format lock clean
+	screenshots register bench lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -50,6 +51,10 @@ test-unit test-integration test-e2e: test-%: $(STAMP)
 
 torture: $(STAMP) ## the long fault runs
 	@$(PYTHON) -m pytest -m torture $(PYTEST_ARGS)
+
+bench: $(STAMP) packages ## crossgap beside the ways by hand; takes an hour (BENCH_ARGS='--only update --runs 1')
+	@$(PYTHON) -m benchmarks.images --json docs/benchmark.json --chart docs/images/benchmark.svg \
+		$(BENCH_ARGS)
 
 lint: $(STAMP) ## formatting, rules, types, and which package imports which
 	@$(BIN)/ruff format --check .
