@@ -114,8 +114,8 @@ def test_a_layer_that_is_there_twice_is_carried_once_and_named_twice() -> None:
 
 
 def test_the_form_of_a_layer_is_told_by_its_media_type() -> None:
-    packed = [replace(layer(data), compression=form) for data, form in ((BASE, "gzip"),)]
-    packed += [replace(layer(APP), compression="zstd"), layer(ODD)]
+    packed = [replace(layer(BASE), compression="gzip"), replace(layer(APP), compression="zstd")]
+    packed.append(layer(ODD))
     manifest = json.loads(image(*packed).manifest())
     assert [one["mediaType"].rpartition(".")[2] for one in manifest["layers"]] == [
         "tar+gzip",
