@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from blocks.disk import Disk
 from tasks.images.arrival import arrival_name
+from tasks.images.blobs import Compression
 from tasks.images.names import parse_reference
 
 Store = Literal["graphdriver", "containerd"]
@@ -132,6 +133,7 @@ class HostFacts:
         layers: What its store has: chain ids for graph drivers (their sizes are
             not known), digests of blobs and their sizes for containerd.
         staged: Bytes of layers that lie there already, whole or in part, by diff id.
+        staged_forms: In which form, where so much lies there that sending goes on with it.
         cpus: How many processors it has.
         unpacks_zstd: Whether its engine takes layers compressed with zstd.
     """
@@ -148,6 +150,7 @@ class HostFacts:
     twins: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
     staged: Mapping[str, int] = field(default_factory=dict)
+    staged_forms: Mapping[str, Compression] = field(default_factory=dict)
     cpus: int = 1
     unpacks_zstd: bool = False
 

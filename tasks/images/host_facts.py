@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from blocks.disk import Disk, parse_disk
 from blocks.errors import CommandFailed, CrossgapError
+from blocks.link import LARGE_SAMPLE, SAMPLE
+from tasks.images.blobs import Compression
 from tasks.images.docker_cli import checked, docker, explain_failure, unexplained
 from tasks.images.facts import (
     EngineFacts,
@@ -39,7 +41,12 @@ for file in "$path"/* "$path"/.*; do [ ! -f "$file" ] || du -k "$file"; done
 """
 
 # A layer there, or a part of it as `blocks.files` names it.
-_STAGED_FILE = re.compile(r"^(\d+)\s+/.*/\.?([0-9a-f]{64})\.tar[^/]*$", re.MULTILINE)
+_STAGED_FILE = re.compile(
+    r"^(\d+)\s+/.*/\.?([0-9a-f]{64})\.tar(\.gz|\.zst|)(?:\.[0-9a-f]{16}\.part)?$", re.MULTILINE
+)
+_FORMS: dict[str, Compression] = {"": "none", ".gz": "gzip", ".zst": "zstd"}
+# A plain part may be no more than what the link was measured with.
+_MORE_THAN_A_SAMPLE = SAMPLE + LARGE_SAMPLE + (4 << 20)
 
 # One line of diff ids per image. An image that goes meanwhile spoils nothing.
 _GRAPHDRIVER_LAYERS = """\
@@ -75,7 +82,7 @@ def read_host(host: Host, wanted_on: Callable[[str], Sequence[ImageFacts]]) -> H
     engine = read_engine_facts(host)
     wanted = wanted_on(engine.architecture)
     inspected = _inspect(host, _questions(wanted))
-    staging_disk, staged = _read_staging(host)
+    staging_disk, staged, staged_forms = _read_staging(host)
     named = _named(inspected, wanted, engine)
     lacking = any(image.name not in named for image in wanted) or not all(
         same_content(named[image.name], image) for image in wanted
@@ -94,6 +101,7 @@ def read_host(host: Host, wanted_on: Callable[[str], Sequence[ImageFacts]]) -> H
         # Nobody asks for the layers of a host that has all images.
         layers=read_layers(host, engine) if lacking else {},
         staged=staged,
+        staged_forms=staged_forms,
         cpus=engine.cpus,
         unpacks_zstd=engine.unpacks_zstd,
     )
@@ -209,14 +217,17 @@ def _read_engine_disk(host: Host, root: str) -> Disk:
     return parse_disk(result.stdout, host.label)
 
 
-def _read_staging(host: Host) -> tuple[Disk, dict[str, int]]:
+def _read_staging(host: Host) -> tuple[Disk, dict[str, int], dict[str, Compression]]:
     """Read the room for layers, and the bytes of those that are there by diff id."""
     result = host.run(["sh", "-c", _STAGED + _DF, "sh", staging_folder(host)], timeout=60)
     staged: dict[str, int] = {}
-    for kilobytes, key in _STAGED_FILE.findall(result.stdout):
-        diff_id = f"sha256:{key}"
-        staged[diff_id] = max(staged.get(diff_id, 0), int(kilobytes) * 1024)
-    return parse_disk(result.stdout, host.label), staged
+    forms: dict[str, Compression] = {}
+    for kilobytes, key, suffix in _STAGED_FILE.findall(result.stdout):
+        diff_id, size, form = f"sha256:{key}", int(kilobytes) * 1024, _FORMS[suffix]
+        staged[diff_id] = max(staged.get(diff_id, 0), size)
+        if size and (form != "none" or (size > _MORE_THAN_A_SAMPLE and diff_id not in forms)):
+            forms[diff_id] = form
+    return parse_disk(result.stdout, host.label), staged, forms
 
 
 def _json(text: str, host: Host) -> Any:

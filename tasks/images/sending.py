@@ -276,7 +276,9 @@ class Sending:
             return layer
         # A part of it that is there already can only be gone on with in the same form.
         before = self._forms.get(layer.diff_id)
-        form = before.compression if before else self._best_form(layer, measure)
+        form = before.compression if before else self._facts.staged_forms.get(layer.diff_id)
+        if form is None or (form == "zstd" and not self._facts.unpacks_zstd):
+            form = self._best_form(layer, measure)
         return layer if form == "none" else self._supply.store.compressed(layer, form)
 
     def _best_form(

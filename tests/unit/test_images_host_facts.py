@@ -128,6 +128,13 @@ def test_the_disk_of_the_docker_root_is_read_as_root_and_that_of_the_staging_as_
     assert disks == [("~/.crossgap/staging", False), ("/data1/docker", True)]
 
 
+def test_a_plain_part_that_is_more_than_a_sample_is_gone_on_with() -> None:
+    asked = host([])
+    listing = f"{64 << 10}\t/root/.crossgap/staging/.{'1' * 64}.tar.{'2' * 16}.part\n"
+    asked.answers = {"sh -c path": answer(DF), "sh -c case": answer(listing + DF)} | asked.answers
+    assert dict(read(asked).staged_forms) == {f"sha256:{'1' * 64}": "none"}
+
+
 def test_what_lies_staged_is_read_with_the_room() -> None:
     whole, part, old, packed = ("1" * 64, "2" * 64, "3" * 64, "4" * 64)
     staging = "/root/.crossgap/staging"
@@ -152,6 +159,12 @@ def test_what_lies_staged_is_read_with_the_room() -> None:
         # Of several forms only one will be of use.
         f"sha256:{packed}": 5 * 1024,
     }
+    # The first megabytes of a plain part may be but the sample that the link was measured with.
+    assert dict(facts.staged_forms) == {
+        f"sha256:{part}": "gzip",
+        f"sha256:{old}": "zstd",
+        f"sha256:{packed}": "gzip",
+    }
     assert facts.staging_disk == facts.docker_root_disk
 
 
@@ -168,8 +181,8 @@ def test_staged_files_are_seen_by_every_shell(shell: Shell, tmp_path: Path, work
     assert (before.returncode, after.returncode, after.stderr) == (0, 0, b"")
     assert len(before.stdout.splitlines()) == 2
     seen = host_facts._STAGED_FILE.findall(after.stdout.decode())
-    assert [key[0] for _, key in seen] == ["1", "2"]
-    assert [round(int(kilobytes), -2) for kilobytes, _ in seen] == [1000, 2000]
+    assert [key[0] for _, key, _ in seen] == ["1", "2"]
+    assert [round(int(kilobytes), -2) for kilobytes, _, _ in seen] == [1000, 2000]
 
 
 # Layers

@@ -196,6 +196,16 @@ def test_a_busy_moment_does_not_make_a_fast_link_slow(bench: Bench, link: Link) 
     assert [name.endswith(".tar") for name in bench.host.files()] == [True]
 
 
+def test_a_layer_of_which_a_part_is_there_goes_on_in_the_same_form(
+    bench: Bench, link: Link
+) -> None:
+    bench.facts = replace(bench.facts, staged_forms={digest_of(WORDS): "gzip"})
+    with Supply(bench.store, bench.source) as supply:
+        bench.sending(supply).stage(APP, [digest_of(WORDS)], bench.numbers)
+    assert link.measured == []
+    assert [name.endswith(".tar.gz") for name in bench.host.files()] == [True]
+
+
 @pytest.mark.parametrize("speed", [Speed(8.0), Speed(None, RateLimit(8.0))], ids=["own", "total"])
 def test_where_a_limit_makes_the_link_slow_there_is_nothing_to_measure(
     bench: Bench, link: Link, speed: Speed
