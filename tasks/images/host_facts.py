@@ -42,7 +42,7 @@ for file in "$path"/* "$path"/.*; do [ ! -f "$file" ] || du -k "$file"; done
 
 # A layer there, or a part of it as `blocks.files` names it.
 _STAGED_FILE = re.compile(
-    r"^(\d+)\s+/.*/\.?([0-9a-f]{64})\.tar(\.gz|\.zst|)(?:\.[0-9a-f]{16}\.part)?$", re.MULTILINE
+    r"^(\d+)\s+/.*/\.?([0-9a-f]{64})\.tar(\.gz|\.zst|)(?:\.\w+\.part)?$", re.MULTILINE
 )
 _FORMS: dict[str, Compression] = {"": "none", ".gz": "gzip", ".zst": "zstd"}
 # A plain part may be no more than what the link was measured with.
