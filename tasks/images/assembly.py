@@ -22,7 +22,8 @@ class Assembly:
 
     Args:
         glue: What is around its layers.
-        steps: Shell commands that print it, in order; `$glue` is the path of the glue.
+        steps: Shell commands that print it, in order; they read the glue from
+            descriptor 3.
     """
 
     glue: bytes
@@ -40,7 +41,9 @@ class Assembly:
         Args:
             glue_path: Where the glue lies on the host, absolute.
         """
-        script = "glue=$1\n{\n" + "\n".join(self.steps) + "\n} | docker load"
+        # Opened once: a run that takes over from a killed one removes the file and puts
+        # the same one there, while the load of the other is still at work.
+        script = 'exec 3<"$1" || exit 1\n{\n' + "\n".join(self.steps) + "\n} | docker load"
         return ["sh", "-c", script, "sh", glue_path]
 
 
@@ -59,7 +62,6 @@ def assemble(images: Sequence[LayoutImage], staged: Callable[[Blob], str]) -> As
         elif len(segment) % BLOCK:
             steps.append(f"head -c {len(segment)} /dev/zero")
         else:
-            begin, count = len(glue) // BLOCK, len(segment) // BLOCK
-            steps.append(f'dd if="$glue" bs={BLOCK} skip={begin} count={count} 2>/dev/null')
+            steps.append(f"dd bs={BLOCK} count={len(segment) // BLOCK} <&3 2>/dev/null")
             glue += segment
     return Assembly(bytes(glue), tuple(steps))

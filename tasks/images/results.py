@@ -15,8 +15,8 @@ class ShipResult:
     Args:
         image: The image's name, as `docker images` shows it.
         host: The name of the host's block.
-        action: `present` when nothing was sent, `delta` when only the layers that
-            the host lacked were, `full` when it lacked all of them.
+        action: `present` when nothing was sent; `full` when every layer travelled for
+            it; `delta` when the host had some, or another image of the run brought them.
         layers_sent: How many layers went over the wire for it; one that several
             images share counts for the first.
         bytes_sent: Bytes sent for it.

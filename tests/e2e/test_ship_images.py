@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -91,8 +91,9 @@ def block(client: SyncPrefectClient) -> Callable[..., str]:
 @pytest.fixture
 def large(images: ImageShelf) -> str:
     """An image of 40 MB that no test before had."""
-    images.make("lab/large:1", [LayerSpec({"data": 40 * MB}, seed=next(_SEEDS))])
-    return "lab/large:1"
+    spec = _large("lab/large:1")
+    images.make_all([spec])
+    return spec.name
 
 
 def start(image: str, *hosts: str) -> FlowRun:
@@ -300,49 +301,51 @@ def test_a_cancelled_run_leaves_nothing_at_work_and_nothing_half_made(
         assert staged_on(host) == []
 
 
-@pytest.mark.parametrize("moment", ["saving", "sending", "loading", "verifying", "cleaning"])
-def test_a_run_that_was_killed_is_taken_up_by_the_next(
+@pytest.mark.parametrize(
+    "moments", [("verifying", "sending", "saving"), ("cleaning", "loading", "loading")]
+)
+def test_runs_that_were_killed_are_taken_up_by_the_next(
     worker: PrivateServer,
     source: HeldEngine,
     client: SyncPrefectClient,
     block: Callable[..., str],
     plain: LabHost,
     bare: LabHost,
-    large: str,
-    moment: str,
+    plain2: LabHost,
+    images: ImageShelf,
+    moments: Sequence[str],
 ) -> None:
-    hosts = {host: block(host) for host in (plain, bare)}
+    """Side by side: it takes a minute until the server gives up the locks of the dead."""
+    hosts = dict(zip((plain, bare, plain2), moments, strict=True))
+    specs = {host: _large(f"lab/{host.name}:1") for host in hosts}
+    images.make_all(list(specs.values()))
     before = {host: host.bytes_received() for host in hosts}
-    if moment == "saving":
-        source.hold()
-        run = start(large, *hosts.values())
-        wait_for(source.reached.is_set)
-    elif moment in HELD_UP:
-        run = _held_up(HELD_UP[moment], hosts, large)
-    else:
-        run = _started_until(moment, hosts, large)
+    first = {
+        host: _brought_to(moment, host, block(host), specs[host].name, source)
+        for host, moment in hosts.items()
+    }
 
-    os.kill(process_of(run.id), signal.SIGKILL)
+    for run in first.values():
+        os.kill(process_of(run.id), signal.SIGKILL)
     source.release()
     for host in hosts:
         host.slow(None)
         host.run(["rm", "-f", "/tmp/hold"])
-    killed = ended(client, run.id).state
-    second = start(large, *hosts.values())
-    if moment == "loading":
-        # The jobs of the first run still run when the second comes to them.
-        wait_for(lambda: _loading(client, second.id) == len(hosts), 180)
-        for host in hosts:
+    killed = [ended(client, run.id).state for run in first.values()]
+    second = {host: start(specs[host].name, block(host)) for host in hosts}
+    for host, run in second.items():
+        if hosts[host] == "loading":
+            # The job of the first run still runs when the second comes to it.
+            wait_for(lambda run=run: _loads(client, run.id), 180)  # type: ignore[misc]
             host.run(["pkill", "-CONT", "-x", "docker"])
-    state = ended(client, second.id).state
 
-    assert killed
-    assert killed.is_crashed()
-    assert state
-    assert state.is_completed(), state.message
-    assert "took over the stale lock" in logs_of(client, second.id)
-    for host in hosts:
-        assert large in images_on(host)
+    assert all(state and state.is_crashed() for state in killed)
+    for host, run in second.items():
+        state = ended(client, run.id).state
+        assert state
+        assert state.is_completed(), state.message
+        assert "took over the stale lock" in logs_of(client, run.id)
+        assert specs[host].name in images_on(host)
         assert_not_sent_twice(host, before[host])
         assert staged_on(host) == []
 
@@ -386,23 +389,37 @@ def _started_until(moment: str, hosts: Mapping[LabHost, str], image: str) -> Flo
     return run
 
 
-def _held_up(held: tuple[str, str], hosts: Mapping[LabHost, str], image: str) -> FlowRun:
-    """Start a run and return when all its hosts hold up a command of it, after the load."""
-    program, arguments = held
-    for host in hosts:
-        script = HOLD.format(program=program, arguments=arguments)
-        host.write_file(f"/usr/local/bin/{program}", script.encode(), mode=0o755)
-    run = _started_until("sending", hosts, image)
-    for host in hosts:
-        host.write_file("/tmp/hold", b"")
-        host.slow(None)
-    for host in hosts:
-        wait_for(host.path("tmp/reached").exists)
+def _large(name: str) -> ImageSpec:
+    """Describe an image of 40 MB that no test before had."""
+    return ImageSpec(name, [LayerSpec({"data": 40 * MB}, seed=next(_SEEDS))])
+
+
+def _brought_to(moment: str, host: LabHost, name: str, image: str, source: HeldEngine) -> FlowRun:
+    """Start a run and return when its host has come to a moment, and stays there."""
+    if moment in HELD_UP:
+        return _held_up(HELD_UP[moment], host, name, image)
+    if moment != "saving":
+        return _started_until(moment, {host: name}, image)
+    source.hold()
+    run = start(image, name)
+    wait_for(source.reached.is_set)
     return run
 
 
-def _loading(client: SyncPrefectClient, run_id: UUID) -> int:
-    """Count the load tasks of a run that are at work."""
+def _held_up(held: tuple[str, str], host: LabHost, name: str, image: str) -> FlowRun:
+    """Start a run and return when its host holds up a command of it, after the load."""
+    program, arguments = held
+    script = HOLD.format(program=program, arguments=arguments)
+    host.write_file(f"/usr/local/bin/{program}", script.encode(), mode=0o755)
+    run = _started_until("sending", {host: name}, image)
+    host.write_file("/tmp/hold", b"")
+    host.slow(None)
+    wait_for(host.path("tmp/reached").exists)
+    return run
+
+
+def _loads(client: SyncPrefectClient, run_id: UUID) -> bool:
+    """Whether a load task of a run is at work."""
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
     tasks = client.read_task_runs(flow_run_filter=wanted)
-    return sum(task.name.startswith("load") and task.state.is_running() for task in tasks)  # type: ignore[union-attr]
+    return any(task.name.startswith("load") and task.state.is_running() for task in tasks)  # type: ignore[union-attr]
