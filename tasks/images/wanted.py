@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from blocks.errors import CrossgapError, InvalidInput, NotFound
@@ -19,6 +21,10 @@ from tasks.images.registry import Registry, RegistryAccess
 from tasks.images.registry_auth import Credentials
 from tasks.images.sources import ArchiveSource, EngineSource, RegistrySource, Source
 from tasks.images.store import Store
+
+CA_VARIABLE = "CROSSGAP_CA_BUNDLE"
+PROXY_VARIABLE = "CROSSGAP_USE_PROXY"
+_YES = ("1", "yes", "true", "on")
 
 SourceKind = Literal["engine", "registry", "archive"]
 
@@ -71,10 +77,20 @@ def find_source(wanted: Wanted) -> Source:
         return _archive_source(wanted, names, store)
     parse_references(names)  # names what is wrong with an empty list
     if wanted.source == "registry":
-        access = RegistryAccess(tuple(wanted.mirrors), _credentials(wanted))
-        return RegistrySource(names, Registry(access), store)
+        return RegistrySource(names, Registry(_access(wanted)), store)
     images = steps.read_source(names, wanted.pull, wanted.mirrors, _credentials(wanted))
     return EngineSource(images, store)
+
+
+def _access(wanted: Wanted) -> RegistryAccess:
+    """Return how registries are reached: as the run says, and as the worker's site needs."""
+    bundle = os.environ.get(CA_VARIABLE, "").strip()
+    return RegistryAccess(
+        mirrors=tuple(wanted.mirrors),
+        credentials=_credentials(wanted),
+        ca_bundle=Path(bundle).expanduser() if bundle else None,
+        use_proxy=os.environ.get(PROXY_VARIABLE, "").strip().lower() in _YES,
+    )
 
 
 def _credentials(wanted: Wanted) -> Credentials | None:

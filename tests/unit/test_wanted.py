@@ -11,6 +11,7 @@ from blocks.errors import CrossgapError, InvalidInput, NotFound, SeveralFailures
 from tasks.images import wanted as module
 from tasks.images.archive import ArchiveFacts
 from tasks.images.facts import ImageFacts
+from tasks.images.registry import RegistryAccess
 from tasks.images.registry_auth import Credentials
 from tasks.images.sources import ArchiveSource, EngineSource, RegistrySource
 from tasks.images.wanted import SourceKind, Wanted, chosen, find_source
@@ -90,6 +91,24 @@ def test_from_a_registry_no_engine_is_asked_and_nothing_yet(steps: Steps) -> Non
         assert isinstance(source, RegistrySource)
 
     assert steps.asked == []
+
+
+def test_registries_are_reached_as_the_run_and_the_site_of_the_worker_say(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[RegistryAccess] = []
+    monkeypatch.setattr(module, "Registry", given.append)
+    wanted = Wanted(["mysql:8.0"], "registry", mirrors=["mirror.lan"])
+
+    find_source(wanted)
+    monkeypatch.setenv("CROSSGAP_CA_BUNDLE", "/etc/证书/ca.pem")
+    monkeypatch.setenv("CROSSGAP_USE_PROXY", "yes")
+    find_source(wanted)
+
+    assert given == [
+        RegistryAccess(("mirror.lan",)),
+        RegistryAccess(("mirror.lan",), ca_bundle=Path("/etc/证书/ca.pem"), use_proxy=True),
+    ]
 
 
 def test_images_of_a_compose_file_are_wanted_like_named_ones(steps: Steps, tmp_path: Path) -> None:
