@@ -397,7 +397,7 @@ def test_a_full_disk_is_told_with_where_to_put_the_store(
                 fetched(access(), named(front.address), store)
             assert not front.asked("/blobs/sha256:.*" + app.blobs[1][7:])
             monkeypatch.setattr(Store, "make_room", lambda *_: None)
-            with pytest.raises(DiskFull, match="full while fetching"):
+            with pytest.raises(DiskFull, match="full while"):
                 fetched(access(), named(front.address), store)
             assert len(front.asked(big_blob(app))) == 1
     finally:

@@ -86,11 +86,13 @@ def test_an_interrupted_run_begins_nothing_new_and_stops_what_is_under_way() -> 
 
     def work(number: int) -> None:
         began.append(number)
-        if number == 1:
-            assert submitted.wait(20)
-            signal.pthread_kill(main, signal.SIGINT)
+        assert number == 0 or submitted.wait(20)
         try:
-            current_cancellation().pause(60, "gpu1")
+            # Python drops a signal that comes while it collects garbage: it is sent again then.
+            for _ in range(5):
+                if number == 1:
+                    signal.pthread_kill(main, signal.SIGINT)
+                current_cancellation().pause(10, "gpu1")
         except Cancelled:
             stopped.set()
             raise
