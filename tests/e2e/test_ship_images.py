@@ -301,6 +301,7 @@ def test_a_cancelled_run_leaves_nothing_at_work_and_nothing_half_made(
         assert staged_on(host) == []
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     "moments", [("verifying", "sending", "saving"), ("cleaning", "loading", "loading")]
 )
@@ -422,4 +423,6 @@ def _loads(client: SyncPrefectClient, run_id: UUID) -> bool:
     """Whether a load task of a run is at work."""
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
     tasks = client.read_task_runs(flow_run_filter=wanted)
-    return any(task.name.startswith("load") and task.state.is_running() for task in tasks)  # type: ignore[union-attr]
+    return any(
+        task.name.startswith("load") and task.state and task.state.is_running() for task in tasks
+    )
