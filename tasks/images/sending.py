@@ -71,6 +71,8 @@ class Sending:
             (limit.bytes_per_second for limit in (own, speed.total) if limit), default=None
         )
         self._lock = threading.Lock()
+        # Its own, as measuring takes as long as the line does: progress goes on meanwhile.
+        self._measuring = threading.Lock()
         self._rate: float | None = None
         self._folder = ""
         self._forms: dict[str, Layer] = {}
@@ -253,7 +255,7 @@ class Sending:
         with self._lock:
             before = self._sent.get(layer.diff_id, 0)
             self._sent[layer.diff_id] = before + transfer.bytes_sent
-            if self._rate is not None and transfer.bytes_sent > SMALL:
+            if self._rate is not None and not self._limit and transfer.bytes_sent > SMALL:
                 # The first measurement may have met a busy moment.
                 self._rate = max(self._rate, transfer.bytes_sent / transfer.seconds)
 
@@ -292,21 +294,20 @@ class Sending:
         return best_form(ratio, rate, unpacks_zstd=self._facts.unpacks_zstd)
 
     def _measure(self, layer: Layer) -> float:
-        """Measure the link with the first megabytes of a layer; they need not travel again."""
-        with self._lock:
+        """Return the rate of the link, or the limit, which no measurement may exceed."""
+        with self._measuring:
             if self._rate is None:
-                if self._limit is not None and self._limit < _SLOW:
-                    self._rate = self._limit
-                else:
-                    rate = self._sampled(layer)
-                    self._rate = min(rate, self._limit or rate)
+                self._rate = self._limit or self._sampled(layer)
                 logger().info(
                     "%s: the link gives about %s.", self._host.label, rate_text(self._rate)
                 )
             return self._rate
 
     def _sampled(self, layer: Layer) -> float:
-        """Return bytes per second of the link; a busy machine makes it look slower than it is."""
+        """Measure the link with the first megabytes of a layer; they need not travel again.
+
+        A busy machine makes it look slower than it is, so the better of two counts.
+        """
 
         def measured(sample: int) -> float:
             path = staged_path(self._host, layer)

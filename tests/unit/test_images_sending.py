@@ -206,8 +206,12 @@ def test_a_layer_of_which_a_part_is_there_goes_on_in_the_same_form(
     assert [name.endswith(".tar.gz") for name in bench.host.files()] == [True]
 
 
-@pytest.mark.parametrize("speed", [Speed(8.0), Speed(None, RateLimit(8.0))], ids=["own", "total"])
-def test_where_a_limit_makes_the_link_slow_there_is_nothing_to_measure(
+@pytest.mark.parametrize(
+    "speed",
+    [Speed(8.0), Speed(None, RateLimit(8.0)), Speed(400.0)],
+    ids=["own", "total", "fast"],
+)
+def test_where_there_is_a_limit_no_measurement_exceeds_it(
     bench: Bench, link: Link, speed: Speed
 ) -> None:
     with Supply(bench.store, bench.source) as supply:
