@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Self
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,12 +16,12 @@ from tasks.images.bundling import BundledImage, CarriedImages, lacking_base
 from tasks.images.facts import ImageFacts
 from tasks.images.host_facts import read_images
 from tasks.images.plan import HostPlan, Shipment
-from tasks.images.sources import known_forms
+from tasks.images.sources import FixedSource, known_forms
 from tasks.images.store import Store, StoredImage
 from tasks.images.supply import Supply
 
 
-class BundleSource:
+class BundleSource(FixedSource):
     """The images of a bundle.
 
     Args:
@@ -31,22 +30,12 @@ class BundleSource:
     """
 
     def __init__(self, carried: CarriedImages, store: Store) -> None:
+        super().__init__(carried.images, store)
         self._carried = carried
-        self._store = store
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def wanted_on(self, architecture: str) -> tuple[ImageFacts, ...]:  # noqa: ARG002
-        """Return the images; a bundle has each for one architecture."""
-        return self._carried.images
 
     def forms(self) -> Mapping[str, Sequence[Layer]]:
         """Return the forms of layers that the bundle names, and those in the store."""
-        forms = known_forms(self._store, self._carried.images)
+        forms = known_forms(self._store, self._images)
         for layers in (self._carried.layers, self._carried.known):
             for diff_id, layer in layers.items():
                 forms.setdefault(diff_id, []).append(layer)

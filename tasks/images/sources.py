@@ -50,12 +50,12 @@ class Source(ABC):
         """
 
 
-class EngineSource(Source):
-    """The source engine, and the store of what it saved before.
+class FixedSource(Source):
+    """A source that has its images for one architecture, whichever host asks.
 
     Args:
-        images: What is wanted, as the engine has it.
-        store: The store.
+        images: What is wanted of it.
+        store: Where layers are kept from run to run.
     """
 
     def __init__(self, images: Sequence[ImageFacts], store: Store) -> None:
@@ -63,12 +63,16 @@ class EngineSource(Source):
         self._store = store
 
     def wanted_on(self, architecture: str) -> tuple[ImageFacts, ...]:  # noqa: ARG002
-        """Return the images; an engine has each for one architecture."""
+        """Return the images."""
         return self._images
 
     def forms(self) -> Mapping[str, Sequence[Layer]]:
         """Return the forms of layers that are in the store."""
         return known_forms(self._store, self._images)
+
+
+class EngineSource(FixedSource):
+    """The source engine, and the store of what it saved before."""
 
     @contextmanager
     def supply(self, shipment: Shipment) -> Iterator[Supply]:
@@ -80,7 +84,7 @@ class EngineSource(Source):
             yield supply
 
 
-class ArchiveSource(Source):
+class ArchiveSource(FixedSource):
     """Files that docker save made.
 
     Args:
@@ -92,17 +96,8 @@ class ArchiveSource(Source):
     def __init__(
         self, images: Sequence[ImageFacts], archives: Sequence[ArchiveFacts], store: Store
     ) -> None:
-        self._images = tuple(images)
+        super().__init__(images, store)
         self._archives = tuple(archives)
-        self._store = store
-
-    def wanted_on(self, architecture: str) -> tuple[ImageFacts, ...]:  # noqa: ARG002
-        """Return the images; an archive has each for one architecture."""
-        return self._images
-
-    def forms(self) -> Mapping[str, Sequence[Layer]]:
-        """Return the forms of layers that are in the store."""
-        return known_forms(self._store, self._images)
 
     @contextmanager
     def supply(self, shipment: Shipment) -> Iterator[Supply]:
@@ -158,7 +153,8 @@ class RegistrySource(Source):
         """Return the forms of layers that are in the store, and those of the registry."""
         forms: dict[str, list[Layer]] = {}
         for images in self._resolved.values():
-            forms |= known_forms(self._store, map(_facts_of, images))
+            for diff_id, known in known_forms(self._store, map(_facts_of, images)).items():
+                forms.setdefault(diff_id, known)
             for layer in (layer for image in images for layer in image.layers):
                 forms[layer.diff_id].append(layer)
         return forms

@@ -210,11 +210,16 @@ def test_an_archive_of_which_nothing_is_lacking_is_not_unpacked(
 # Registries
 
 
+def packed(diff_id: str, architecture: str) -> str:
+    """Return the digest that a layer has there: who builds for two packs it twice."""
+    return digest_of(f"{architecture} {diff_id}".encode())
+
+
 def resolved(reference: Reference, architecture: str) -> ResolvedImage:
     """What a registry says of one of the two images; its layers are packed there."""
     image = APP if reference.familiar == "app:1" else DB
     layers = tuple(
-        Layer(diff_id, "gzip", Descriptor(digest_of(diff_id.encode()), len(DATA[diff_id]) // 2))
+        Layer(diff_id, "gzip", Descriptor(packed(diff_id, architecture), len(DATA[diff_id]) // 2))
         for diff_id in image.diff_ids
     )
     return ResolvedImage(
@@ -248,7 +253,8 @@ def test_a_containerd_store_is_asked_for_the_blobs_as_the_registry_has_them(
 ) -> None:
     with RegistrySource(["app:1"], registry, store) as source:
         wanted = source.wanted_on("amd64")
-        blobs = {digest_of(digest_of(BASE).encode()): 600}
+        source.wanted_on("arm64")
+        blobs = {packed(digest_of(BASE), "amd64"): 600}
         facts = replace(host_facts(*wanted), store="containerd", layers=blobs)
         plan = shipment(facts, forms=source.forms())
     assert plan.missing == {digest_of(TOP)}
