@@ -10,10 +10,11 @@ import atexit
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import paramiko
+from paramiko.common import OPEN_FAILED_RESOURCE_SHORTAGE
 
 from blocks.cancellation import current_cancellation
 from blocks.commands import CommandLine
@@ -47,6 +48,10 @@ CHANNELS = 8
 # sshd drops connections at random when too many are in their handshake
 # (MaxStartups); a few more tries with a random pause get through.
 CONNECT_TRIES = 6
+
+# sshd frees the place of a closed session a moment after it has read what follows the
+# CLOSE; seconds to wait before a session that found no place is asked for again.
+SESSION_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 class Connection:
@@ -88,15 +93,30 @@ class Connection:
 
     def _open_session(self) -> Channel:
         transport = self.transport()
+        for pause in SESSION_PAUSES:
+            with suppress(paramiko.ChannelException):
+                return self._try_session(transport)
+            current_cancellation().pause(pause, self._login.label)
         try:
-            return transport.open_session(timeout=self._login.connect_timeout)
+            return self._try_session(transport)
         except paramiko.ChannelException as error:
             raise TooManyConnections(
                 f"sshd opens no further session ({error.text})",
                 self._login.label,
                 "Raise MaxSessions in its sshd_config to at least 10.",
             ) from error
+
+    def _try_session(self, transport: Transport) -> Channel:
+        try:
+            return transport.open_session(timeout=self._login.connect_timeout)
+        except paramiko.ChannelException:
+            raise
         except (paramiko.SSHException, EOFError, OSError) as error:
+            # Of two refusals at once, paramiko tells only one thread the reason.
+            if transport.is_active() and str(error) == "Unable to open channel.":
+                raise paramiko.ChannelException(
+                    OPEN_FAILED_RESOURCE_SHORTAGE, "no reason given"
+                ) from error
             raise connection_lost(self._login, error) from error
 
     def transport(self) -> Transport:

@@ -14,6 +14,7 @@ import paramiko
 
 from blocks.commands import CommandLine
 from blocks.ssh_login import Login, connection_lost
+from blocks.ssh_transport import is_closed
 
 if TYPE_CHECKING:
     from paramiko.channel import Channel
@@ -78,17 +79,21 @@ class SSHProcess:
         if not (channel.recv_ready() or channel.recv_stderr_ready() or ended):
             with suppress(ValueError):  # closed in between
                 select.select([channel.fileno()], [], [], timeout)
-        out = channel.recv(1 << 18) if channel.recv_ready() else b""
-        err = channel.recv_stderr(1 << 18) if channel.recv_stderr_ready() else b""
+        try:
+            out = channel.recv(1 << 18) if channel.recv_ready() else b""
+            err = channel.recv_stderr(1 << 18) if channel.recv_stderr_ready() else b""
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            # It tells the host how much has been read.
+            raise connection_lost(self._login, error) from error
         if out or err:
             return out, err
-        if ended:
+        if ended and channel.exit_status >= 0:
             return None
         if channel.closed or channel.eof_received:
-            self._check_alive(None)
-            if channel.closed and not channel.exit_status_ready():
+            if is_closed(channel):
                 # Ended by a signal; RFC 4254 6.10: exit-signal in place of exit-status.
                 return None
+            self._check_alive(None)
             time.sleep(0.01)
         return b"", b""
 
@@ -99,9 +104,7 @@ class SSHProcess:
 
     def exit_code(self) -> int:
         """Return the exit code; 255 for a command that was ended by a signal."""
-        if not self._channel.exit_status_ready():
-            return 255
-        code = self._channel.recv_exit_status()
+        code = self._channel.exit_status
         return code if code >= 0 else 255
 
     def close(self) -> None:

@@ -12,13 +12,16 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import paramiko
-from paramiko.common import cMSG_GLOBAL_REQUEST
+from paramiko.common import cMSG_CHANNEL_CLOSE, cMSG_GLOBAL_REQUEST
 
 from blocks.errors import ConnectionRefused, Unreachable
 from blocks.ssh_login import Login
+
+if TYPE_CHECKING:
+    from paramiko.channel import Channel
 
 # Its reports of lost connections, with tracebacks, reach the operator as our errors.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -104,8 +107,54 @@ class WatchedStream:
         self._stream.close()
 
 
+class ChannelSide:
+    """What a channel sends through: its transport, and whether it has said its last word.
+
+    paramiko composes a message under the channel's lock and sends it outside, so that
+    an end of input that one thread composed may follow a CLOSE that another thread
+    sent. sshd has forgotten the channel by then, and answers by ending the connection
+    with every command on it.
+
+    Args:
+        transport: The channel's transport.
+
+    Attributes:
+        closed: Whether the channel's CLOSE has been sent; no message may follow it
+            (RFC 4254, section 5.3).
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _send_user_message(self, message: paramiko.Message) -> None:
+        message.side = self  # type: ignore[attr-defined]
+        self._transport._send_user_message(message)  # type: ignore[attr-defined]
+
+
 class Transport(paramiko.Transport):
-    """paramiko's transport with a ping that does not wait for its reply."""
+    """paramiko's transport, with channels that keep silent after their CLOSE.
+
+    It also has a ping that does not wait for its reply.
+    """
+
+    def open_channel(self, *args: Any, **kwargs: Any) -> Channel:
+        """Open a channel, as paramiko does."""
+        channel = super().open_channel(*args, **kwargs)
+        channel.transport = ChannelSide(self)  # type: ignore[assignment]
+        return channel
+
+    def _send_message(self, data: paramiko.Message) -> None:
+        # Called with the lock held that puts the messages of all threads in order.
+        side: ChannelSide | None = getattr(data, "side", None)
+        if side is not None:
+            if side.closed:
+                return
+            side.closed = data.asbytes()[:1] == cMSG_CHANNEL_CLOSE
+        super()._send_message(data)  # type: ignore[misc]
 
     def ping(self) -> None:
         """Send a request that is answered by any sshd (RFC 4254, section 4)."""
@@ -114,6 +163,11 @@ class Transport(paramiko.Transport):
         message.add_string("keepalive@openssh.com")
         message.add_boolean(True)
         self._send_user_message(message)  # type: ignore[attr-defined]
+
+
+def is_closed(channel: Channel) -> bool:
+    """Say whether a channel of a `Transport` has been closed in good order, by CLOSE."""
+    return cast(ChannelSide, channel.transport).closed
 
 
 def connect_tcp(login: Login) -> socket.socket:

@@ -10,7 +10,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import paramiko
 import pytest
+from paramiko.common import cMSG_CHANNEL_EOF
 
 from blocks import ssh_connection
 from blocks.cancellation import Cancellation, cancellation_scope
@@ -152,6 +154,32 @@ def test_many_commands_at_once_share_one_connection(any_host: LabHost, connect: 
         results = pool.map(lambda n: host.run(["echo", str(n)], timeout=60).stdout, range(30))
 
     assert [int(text) for text in results] == list(range(30))
+
+
+def test_an_end_of_input_that_is_late_does_not_end_the_connection(
+    plain: LabHost, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = paramiko.Transport._send_user_message  # type: ignore[attr-defined]
+
+    def send_late(transport: paramiko.Transport, message: paramiko.Message) -> None:
+        if message.asbytes()[:1] == cMSG_CHANNEL_EOF:
+            time.sleep(0.5)  # the command has ended, and both sides have sent their CLOSE
+        send(transport, message)
+
+    monkeypatch.setattr(paramiko.Transport, "_send_user_message", send_late)
+    host = connect(plain)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(host.run, ["sleep", "3"], timeout=20)
+        for number in range(3):
+            assert host.run(["echo", str(number)], timeout=20).stdout == f"{number}\n"
+
+    assert slow.result().exit_code == 0  # on the same connection
+
+
+def test_a_command_that_is_killed_is_a_failure(any_host: LabHost, connect: Connect) -> None:
+    with pytest.raises(CommandFailed, match="exit code 255"):
+        connect(any_host).run(["sh", "-c", "kill -KILL $$"], timeout=20)
 
 
 def test_an_unknown_host_key_is_refused_with_its_fingerprint(
