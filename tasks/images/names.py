@@ -51,6 +51,9 @@ class Reference:
     tag: str
     digest: str = ""
 
+    def __str__(self) -> str:
+        return self.familiar
+
     @property
     def repository(self) -> str:
         """The name without tag and digest, as `docker images` shows it."""

@@ -2,7 +2,8 @@
 
 The archive itself is never on disk. A layer is handed over as soon as its last
 byte was read; the images, which `manifest.json` at the end of the archive
-describes, when all has been read and checked.
+describes, when all has been read and checked. Of images whose configuration's
+digest is known beforehand, nothing is read beyond what is wanted.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def save_into(
         CrossgapError: As for `tasks.images.engine.open_engine`.
     """
     expected = unpacked_size(images)
-    promise = Promise.of([image.diff_ids for image in images], wanted)
+    promise = Promise.of(images, wanted)
     store.make_room(_room_needed(store, images, promise))
     with open_engine() as client:
         url = f"{client.base_url}/v{client.api_version}/images/get"
@@ -101,17 +102,13 @@ def save_into(
             source = _Answer(response, expected, progress)
             with _engine_errors(source):
                 found = split(store, source, engine_label(), on_layer, promise)
+            source.enough()
     for image in found:
         for known in images:
             if _is_same(known, image):
                 store.record_image(known.image_id, image.config, image.diff_ids, image.names)
         on_image(image)
     _check_whole(images, found)
-
-
-def _handle(image: ImageFacts) -> str:
-    """Return what the engine saves an image by; a name by digest it may know from elsewhere."""
-    return image.image_id if "@" in image.name else image.name
 
 
 def split_archive(store: Store, path: Path, *, on_layer: OnLayer, on_image: OnImage) -> None:
@@ -144,21 +141,24 @@ class Promise:
     Args:
         chains: Chain ids of its layers, and their diff ids.
         unwanted: Diff ids of layers that need not be kept.
+        images: Its images, if the digest of each configuration is known.
     """
 
     chains: Mapping[str, str] = field(default_factory=dict)
     unwanted: frozenset[str] = frozenset()
+    images: tuple[ImageFacts, ...] = ()
 
     @classmethod
-    def of(cls, images: Iterable[Sequence[str]], wanted: Collection[str] | None = None) -> Self:
-        """Make it from the diff ids of images, and those that are wanted of them."""
+    def of(cls, images: Sequence[ImageFacts], wanted: Collection[str] | None = None) -> Self:
+        """Make it from what is known of some images, and the layers that are wanted."""
         chains = {
             chain: diff_id
-            for diff_ids in images
-            for chain, diff_id in zip(chain_ids(diff_ids), diff_ids, strict=True)
+            for image in images
+            for chain, diff_id in zip(chain_ids(image.diff_ids), image.diff_ids, strict=True)
         }
         unwanted = frozenset(chains.values()) - frozenset(wanted) if wanted is not None else ()
-        return cls(chains, frozenset(unwanted))
+        known = images if all(image.config_digest for image in images) else ()
+        return cls(chains, frozenset(unwanted), tuple(known))
 
 
 def split(
@@ -175,7 +175,7 @@ def split(
         source: The bytes of the archive, a plain tar file.
         where: What it is, for errors.
         on_layer: Is given each layer when it is there.
-        promise: What it is known to hold.
+        promise: What it is known to hold; no more of it is read than is wanted.
 
     Returns:
         The images in it, each checked by its digests.
@@ -187,8 +187,11 @@ def split(
         ValueError: It is no tar file.
         tarfile.TarError: It is damaged.
     """
-    walk = Walk(source, _Splitter(store, where, on_layer, promise or Promise()).take)
-    walk.run()
+    splitter = _Splitter(store, where, on_layer, promise or Promise())
+    walk = Walk(source, splitter.take)
+    for _ in walk.steps():
+        if (found := splitter.all_wanted()) is not None:
+            return found
     return tuple(image.stored() for image in images_in(walk.members, where))
 
 
@@ -210,6 +213,24 @@ class _Splitter:
             if (layer := store.layer(diff_id, form)) is not None
         )
         self._there = {layer.blob.digest: layer for layer in there}
+        here = {layer.diff_id for layer in self._there.values()}
+        self._left = set(promise.chains.values()) - promise.unwanted - here
+        self._configs: dict[str, bytes] = {}
+
+    def all_wanted(self) -> tuple[StoredImage, ...] | None:
+        """Return the promised images when all that is wanted of them has been read."""
+        images = self._promise.images
+        if self._left or not images or any(i.config_digest not in self._configs for i in images):
+            return None
+        return tuple(
+            StoredImage(
+                self._configs[image.config_digest],
+                image.config_digest,
+                image.diff_ids,
+                () if "@" in image.name else (image.name,),
+            )
+            for image in images
+        )
 
     def take(self, name: str, size: int, file: Forward) -> Member:
         """Read one member; a layer goes into the store unless it is there or unwanted."""
@@ -232,6 +253,7 @@ class _Splitter:
         if base == "json" and (diff_id := layer_beside(document, self._promise.chains)):
             self._beside[f"{folder}/layer.tar"] = diff_id
         digest = hashlib.sha256(document).hexdigest()
+        self._configs[f"sha256:{digest}"] = document
         size = len(document)
         return Member(name, size, digest, "none", size, digest, document=document)
 
@@ -267,6 +289,7 @@ class _Splitter:
                 # A plain tar may happen to begin so; if it is none, its digest will tell.
                 compression = "none"
         self._on_layer(self._store.record_layer(diff_id, compression, blob))
+        self._left.discard(diff_id)
         plain = diff_id.removeprefix("sha256:")
         return Member(name, size, blob.hex, compression, plain_size, plain)
 
@@ -372,6 +395,11 @@ class _Answer:
         if self._progress is not None:
             self._progress(self.count, max(self._expected, self.count))
         return chunk
+
+    def enough(self) -> None:
+        """Note that no more will be read."""
+        if self._progress is not None:
+            self._progress(self.count, self.count)
 
     def drain(self) -> None:
         """Read a little more: why an answer ends badly is said at its end."""

@@ -262,7 +262,7 @@ class Walk:
         take: Reads one regular member; by default it is hashed.
 
     Attributes:
-        current: The member that is being read; empty between members.
+        current: The member that is being read, or was read last; empty at the end.
         members: Those read so far, by normalised path; of two with one name, the later.
     """
 
@@ -277,6 +277,15 @@ class Walk:
         """Read to the end.
 
         Raises:
+            EOFError, ValueError, tarfile.TarError: As for `steps`.
+        """
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """Read one member after the other, up to the end or as far as is asked for.
+
+        Raises:
             EOFError: It ends too early.
             ValueError: It is no tar file, or one that leads out of itself.
             tarfile.TarError: It is damaged.
@@ -286,6 +295,7 @@ class Walk:
             for info in tar:
                 self.current = info.name
                 self._take(info)
+                yield
         self.current = ""
         # tarfile stops after the first of the two empty blocks that end a tar.
         if self._file.read(_BLOCK) != bytes(_BLOCK):

@@ -131,6 +131,25 @@ def oci(layers: list[bytes], stored: list[bytes]) -> Members:
     ]
 
 
+def facts(name: str, document: bytes, layers: list[bytes], **changes: Any) -> ImageFacts:
+    made = ImageFacts(
+        name,
+        digest(document),
+        digest(document),
+        tuple(digest(one) for one in layers),
+        "amd64",
+        size=sum(map(len, layers)),
+        layer_sizes=tuple(map(len, layers)),
+    )
+    return replace(made, **changes)
+
+
+APP_FACTS = facts("app:1", APP, [BASE, TOP])
+SECOND_FACTS = facts("second:1", SECOND, [BASE, OTHER])
+# As an engine with a containerd store tells of them.
+UNTOLD = [replace(image, config_digest="") for image in (APP_FACTS, SECOND_FACTS)]
+
+
 class Source(io.BytesIO):
     """A stream that gives its bytes in pieces of odd sizes."""
 
@@ -218,7 +237,7 @@ def test_a_compressed_layer_is_known_by_what_it_unpacks_to(
         (digest(BASE), "none", digest(BASE)),
         (digest(TOP), compression, digest(blob)),
     ]
-    assert splits.split(content, Promise.of([image.diff_ids])) == (image,)
+    assert splits.split(content, Promise.of(UNTOLD[:1])) == (image,)
     assert splits.announced == [digest(BASE), digest(TOP)]
 
 
@@ -262,8 +281,7 @@ def test_archives_of_other_tools_are_taken_apart(splits: Splits) -> None:
 @pytest.mark.parametrize("form", ["legacy", "oci"])
 def test_a_layer_that_is_not_wanted_is_passed_over(splits: Splits, form: Form) -> None:
     content = tar(legacy() if form == "legacy" else oci([BASE, TOP], [BASE, TOP]))
-    images = [[digest(BASE), digest(TOP)], [digest(BASE), digest(OTHER)]]
-    found = splits.split(content, Promise.of(images, wanted=[digest(TOP)]))
+    found = splits.split(content, Promise.of(UNTOLD, wanted=[digest(TOP)]))
     assert splits.announced == [digest(TOP)]
     assert splits.kept == {digest(TOP)}
     assert found[0].diff_ids == (digest(BASE), digest(TOP))
@@ -276,10 +294,39 @@ def test_a_layer_that_is_there_is_announced_and_not_written_again(
     content = tar(legacy() if form == "legacy" else oci([BASE, TOP], [BASE, TOP]))
     splits.split(content)
     before = {path: path.stat().st_ino for path in splits.store.folder.rglob("blobs/sha256/*")}
-    splits.split(content, Promise.of([[digest(BASE), digest(TOP)]]))
+    splits.split(content, Promise.of(UNTOLD[:1]))
     assert splits.announced[:2] == [digest(BASE), digest(TOP)]
     there = before.keys() if form == "oci" else {p for p in before if p.name != hexed(OTHER)}
     assert all(path.stat().st_ino == before[path] for path in there)
+
+
+@pytest.mark.parametrize("form", ["legacy", "oci"])
+def test_nothing_is_read_beyond_what_is_wanted(store: Store, form: Form) -> None:
+    members = legacy() if form == "legacy" else oci([BASE, TOP], [BASE, TOP])
+    (config,) = (one for one in members if one[1] == APP)
+    members.remove(config)
+    members.insert(2, config)
+    content = tar(members)
+    source = Source(content)
+    layers: list[Layer] = []
+
+    found = split(store, source, "archive", layers.append, Promise.of([APP_FACTS], [digest(TOP)]))
+
+    assert found == (StoredImage(APP, digest(APP), APP_FACTS.diff_ids, ("app:1",)),)
+    assert [one.diff_id for one in layers] == [digest(TOP)]
+    end = content.index(TOP) + len(TOP)
+    assert end <= source.tell() < end + 1024
+    store.record_image(APP_FACTS.image_id, APP, APP_FACTS.diff_ids)
+    source.seek(0)
+    assert split(store, source, "archive", layers.append, Promise.of([APP_FACTS], [digest(TOP)]))
+    assert source.tell() < content.index(TOP), "the layer is in the store by now"
+
+
+def test_what_is_wanted_but_altered_is_looked_for_to_the_end(splits: Splits) -> None:
+    content = bytearray(tar(legacy()))
+    content[content.index(TOP) + 5000] ^= 1
+    with pytest.raises(Damaged, match="altered"):
+        splits.split(bytes(content), Promise.of([APP_FACTS], [digest(TOP)]))
 
 
 def test_an_archive_of_an_unknown_engine_is_read_as_a_whole(splits: Splits) -> None:
@@ -287,7 +334,7 @@ def test_an_archive_of_an_unknown_engine_is_read_as_a_whole(splits: Splits) -> N
         (name, b'{"id":"strange"}' if name.endswith("/json") else content)
         for name, content in legacy()
     ]
-    splits.split(tar(members), Promise.of([[digest(BASE), digest(TOP)]], wanted=[digest(TOP)]))
+    splits.split(tar(members), Promise.of(UNTOLD[:1], wanted=[digest(TOP)]))
     assert digest(TOP) in splits.announced
 
 
@@ -427,23 +474,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     server.server_close()
 
 
-def facts(name: str, document: bytes, layers: list[bytes], **changes: Any) -> ImageFacts:
-    made = ImageFacts(
-        name,
-        digest(document),
-        digest(document),
-        tuple(digest(one) for one in layers),
-        "amd64",
-        size=sum(map(len, layers)),
-        layer_sizes=tuple(map(len, layers)),
-    )
-    return replace(made, **changes)
-
-
-APP_FACTS = facts("app:1", APP, [BASE, TOP])
-SECOND_FACTS = facts("second:1", SECOND, [BASE, OTHER])
-
-
 @dataclass
 class Given:
     """What was handed over."""
@@ -523,10 +553,10 @@ def test_an_engine_that_fails_half_way_is_quoted(
     whole = engine.body
     engine.body = whole[:place] + b'{"errorDetail":{"message":"boom"},"error":"boom"}\r\n'
     with pytest.raises(CommandFailed, match=r"could not save the images \(boom\)"):
-        given.save(store, [APP_FACTS])
+        given.save(store, UNTOLD[:1])
     engine.body = whole[:place]
     with pytest.raises(Damaged, match="stopped sending"):
-        given.save(store, [APP_FACTS])
+        given.save(store, UNTOLD[:1])
 
 
 def test_a_full_disk_of_the_engine_is_told_from_ours(
