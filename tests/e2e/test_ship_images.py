@@ -301,7 +301,6 @@ def test_a_cancelled_run_leaves_nothing_at_work_and_nothing_half_made(
         assert staged_on(host) == []
 
 
-@pytest.mark.torture
 @pytest.mark.parametrize(
     "moments", [("verifying", "sending", "saving"), ("cleaning", "loading", "loading")]
 )
@@ -321,13 +320,11 @@ def test_runs_that_were_killed_are_taken_up_by_the_next(
     specs = {host: _large(f"lab/{host.name}:1") for host in hosts}
     images.make_all(list(specs.values()))
     before = {host: host.bytes_received() for host in hosts}
-    first = {
-        host: _brought_to(moment, host, block(host), specs[host].name, source)
-        for host, moment in hosts.items()
-    }
 
-    for run in first.values():
-        os.kill(process_of(run.id), signal.SIGKILL)
+    first = {}
+    for host, moment in hosts.items():
+        first[host] = _brought_to(moment, host, block(host), specs[host].name, source)
+        os.kill(process_of(first[host].id), signal.SIGKILL)
     source.release()
     for host in hosts:
         host.slow(None)
