@@ -213,8 +213,9 @@ class _Splitter:
             if (layer := store.layer(diff_id, form)) is not None
         )
         self._there = {layer.blob.digest: layer for layer in there}
-        here = {layer.diff_id for layer in self._there.values()}
-        self._left = set(promise.chains.values()) - promise.unwanted - here
+        wanted = set(promise.chains.values()) - promise.unwanted
+        self._here = {one.diff_id: one for one in self._there.values() if one.diff_id in wanted}
+        self._left = wanted - self._here.keys()
         self._configs: dict[str, bytes] = {}
 
     def all_wanted(self) -> tuple[StoredImage, ...] | None:
@@ -222,6 +223,8 @@ class _Splitter:
         images = self._promise.images
         if self._left or not images or any(i.config_digest not in self._configs for i in images):
             return None
+        for layer in self._here.values():
+            self._on_layer(layer)
         return tuple(
             StoredImage(
                 self._configs[image.config_digest],
@@ -264,7 +267,7 @@ class _Splitter:
         there = self._there.get(digest)
         if there is not None and there.blob.size == size:
             if there.diff_id not in self._promise.unwanted:
-                self._on_layer(there)
+                self._on_layer(self._here.pop(there.diff_id, there))
             compression, diff_id = there.compression, there.diff_id
         elif digest in self._promise.unwanted:
             compression, diff_id = "none", digest
