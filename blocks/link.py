@@ -25,7 +25,7 @@ _OVERHEAD = 0.5
 
 
 def link_rate(
-    host: Host, content: Content, remote: str, sha256: str = "", *, sample: int = SAMPLE
+    host: Host, content: Content, remote: str = "", sha256: str = "", *, sample: int = SAMPLE
 ) -> float:
     """Measure the line by sending the first megabytes of what is to be sent anyway.
 
@@ -35,7 +35,7 @@ def link_rate(
     Args:
         host: Where to.
         content: What is to be sent.
-        remote: Where it is to be.
+        remote: Where it is to be; if that is no file, the sample is thrown away there.
         sha256: Its hash, as the later `put` is given it.
         sample: Bytes to send.
 
@@ -45,8 +45,10 @@ def link_rate(
     Raises:
         CrossgapError: As for `blocks.files.put`.
     """
-    with closing(Sending(host, content, sha256)) as sending:
-        sent, seconds = waited_out(host, lambda outage: sending.sample(remote, sample, outage))
+    sent, seconds = 0, 0.0
+    if remote:
+        with closing(Sending(host, content, sha256)) as sending:
+            sent, seconds = waited_out(host, lambda outage: sending.sample(remote, sample, outage))
     if not sent:
         sent, seconds = _sample_to_nowhere(host, content.cut(0, sample))
     begin = time.monotonic()
@@ -56,7 +58,7 @@ def link_rate(
 
 
 def _sample_to_nowhere(host: Host, content: Content) -> tuple[int, float]:
-    """Send some bytes that nobody keeps, where all of it is there already."""
+    """Send some bytes that nobody keeps."""
     argv = ["sh", "-c", "cat >/dev/null"]
     bulk = is_bulk(content.size)
     with host.start(argv, timeout=STALL, has_input=True, bulk=bulk) as command:

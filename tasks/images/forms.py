@@ -11,6 +11,10 @@ _UNPACKS: dict[Compression, float] = {"gzip": 150e6, "zstd": 500e6}
 # What zstd makes smaller than gzip, at the levels used here.
 _ZSTD_GAIN = 1.2
 
+# Packing has to save at least this share of the time: measurements are not more exact,
+# and the processors have other work.
+_WORTH = 0.15
+
 SMALL = 8 << 20
 """Bytes up to which packing and unpacking take no time worth measuring."""
 
@@ -27,7 +31,7 @@ def best_form(ratio: float, rate: float | None, *, unpacks_zstd: bool) -> Compre
     if rate is None:
         return "gzip" if ratio > 1 else "none"
     seconds: dict[Compression, float] = {
-        "none": 1 / rate,
+        "none": (1 - _WORTH) / rate,
         "gzip": _seconds("gzip", ratio, rate),
     }
     if unpacks_zstd:

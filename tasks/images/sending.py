@@ -63,6 +63,7 @@ class Sending:
     ) -> None:
         self._host = host
         self._there = plan.there
+        self._is_staged = plan.way == "staged"
         self._facts = facts
         self._supply = supply
         own = RateLimit(speed.per_host_mbit) if speed.per_host_mbit is not None else None
@@ -204,20 +205,14 @@ class Sending:
         def put(layer: Layer) -> None:
             self._put(layer, progress)
 
-        self._prepare(image, diff_id, put, self._measure)
+        self._prepare(image, diff_id, put)
 
-    def _prepare(
-        self,
-        image: ImageFacts,
-        diff_id: str,
-        use: Callable[[Layer], None],
-        measure: Callable[[Layer], float] | None = None,
-    ) -> None:
+    def _prepare(self, image: ImageFacts, diff_id: str, use: Callable[[Layer], None]) -> None:
         """Get a layer in the form that pays and use it; once more if it was damaged here."""
         for again in (True, False):
             given = layer = self._supply.layer(image, diff_id)
             try:
-                layer = self._packed(given, measure)
+                layer = self._packed(given)
                 use(layer)
             except SourceDamaged as error:
                 self._forget(given, layer)
@@ -269,7 +264,7 @@ class Sending:
 
         return report
 
-    def _packed(self, layer: Layer, measure: Callable[[Layer], float] | None = None) -> Layer:
+    def _packed(self, layer: Layer) -> Layer:
         """Bring a layer into the form that pays on this link."""
         current_cancellation().check(self._host.label)
         if layer.compression == "zstd" and not self._facts.unpacks_zstd:
@@ -280,17 +275,15 @@ class Sending:
         before = self._forms.get(layer.diff_id)
         form = before.compression if before else self._facts.staged_forms.get(layer.diff_id)
         if form is None or (form == "zstd" and not self._facts.unpacks_zstd):
-            form = self._best_form(layer, measure)
+            form = self._best_form(layer)
         return layer if form == "none" else self._supply.store.compressed(layer, form)
 
-    def _best_form(
-        self, layer: Layer, measure: Callable[[Layer], float] | None = None
-    ) -> Compression:
+    def _best_form(self, layer: Layer) -> Compression:
         with closing(self._supply.store.read(layer.here)) as chunks:
             ratio = sample_ratio(chunks)
         rate = self._rate
-        if rate is None and measure is not None and layer.blob.size > SMALL:
-            rate = measure(layer)
+        if rate is None and layer.blob.size > SMALL:
+            rate = self._measure(layer)
         return best_form(ratio, rate, unpacks_zstd=self._facts.unpacks_zstd)
 
     def _measure(self, layer: Layer) -> float:
@@ -304,13 +297,14 @@ class Sending:
             return self._rate
 
     def _sampled(self, layer: Layer) -> float:
-        """Measure the link with the first megabytes of a layer; they need not travel again.
+        """Measure the link with the first megabytes of a layer.
 
-        A busy machine makes it look slower than it is, so the better of two counts.
+        Where it is staged, they need not travel again. A busy machine makes the link
+        look slower than it is, so the better of two counts.
         """
 
         def measured(sample: int) -> float:
-            path = staged_path(self._host, layer)
+            path = staged_path(self._host, layer) if self._is_staged else ""
             return link_rate(self._host, layer.here.content, path, layer.blob.hex, sample=sample)
 
         rate = measured(SAMPLE)

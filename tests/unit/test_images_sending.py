@@ -18,7 +18,7 @@ from tasks.images import sending as module
 from tasks.images.blobs import Blob, Compression, Descriptor, Layer
 from tasks.images.facts import ImageFacts
 from tasks.images.layout import chain_ids, digest_of
-from tasks.images.plan import HostPlan, Send, plan_shipment
+from tasks.images.plan import HostPlan, Send, TransferChoice, plan_shipment
 from tasks.images.sending import Sending, Speed, name_there
 from tasks.images.staging import staged_name, staged_path
 from tasks.images.store import Store, StoredImage
@@ -74,11 +74,12 @@ class Bench:
         self.source = Source(WORDS, NOISE, TOP)
         self.store = Store(folder / "store", 10**9)
         self.facts = host_facts(*images)
+        self.transfer: TransferChoice = "auto"
         self.numbers = Numbers()
 
     @property
     def plan(self) -> HostPlan:
-        (plan,) = plan_shipment([self.facts]).hosts
+        (plan,) = plan_shipment([self.facts], transfer=self.transfer).hosts
         return plan
 
     def sending(self, supply: Supply, speed: Speed | None = None) -> Sending:
@@ -434,6 +435,15 @@ def test_a_streamed_image_has_its_layers_packed_and_counts_every_byte(bench: Ben
     assert bench.numbers.seen[-1][0] == bench.numbers.seen[-1][1]
     assert sum(sending.sent.values()) == 100_000
     assert bench.host.files() == {}
+
+
+def test_over_a_fast_link_layers_are_streamed_as_they_are(bench: Bench, link: Link) -> None:
+    bench.transfer = "stream"
+    (send,) = bench.plan.sends
+    with Supply(bench.store, bench.source) as supply:
+        layout = bench.sending(supply).layout(send, pack=True)
+    assert {layer.compression for layer in layout.layers} == {"none"}
+    assert set(link.measured) == {""}, "nothing is left on the host"
 
 
 @pytest.mark.parametrize("data", [WORDS, NOISE], ids=["packed", "plain"])
