@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blocks.errors import InvalidInput
-from tasks.images.registry_auth import Credentials
+from tasks.images.registry.auth import Credentials
 
 
 def load_credentials(name: str) -> Credentials:

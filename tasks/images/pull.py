@@ -33,9 +33,9 @@ from tasks.images.engine import (
 )
 from tasks.images.facts import ImageFacts
 from tasks.images.names import Reference, parse_reference
-from tasks.images.registry_auth import Credentials
-from tasks.images.registry_places import find_places
-from tasks.images.registry_turns import together
+from tasks.images.registry.auth import Credentials
+from tasks.images.registry.places import find_places
+from tasks.images.registry.turns import together
 
 if TYPE_CHECKING:
     from docker import APIClient

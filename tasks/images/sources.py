@@ -18,8 +18,8 @@ from tasks.images.blobs import Compression, Layer
 from tasks.images.facts import ImageFacts, parse_image_config
 from tasks.images.names import parse_references
 from tasks.images.plan import Shipment, loading_order
-from tasks.images.registry import Registry
-from tasks.images.registry_documents import ResolvedImage
+from tasks.images.registry.documents import ResolvedImage
+from tasks.images.registry.registries import Registry
 from tasks.images.store import Store
 from tasks.images.supply import Supply
 

@@ -28,9 +28,9 @@ from tasks.images.names import Reference
 from tasks.images.plan import Send, Tag
 from tasks.images.prune import Removal, Superseded
 from tasks.images.pull import PullPolicy
-from tasks.images.registry import Registry
-from tasks.images.registry_auth import Credentials
-from tasks.images.registry_documents import ResolvedImage
+from tasks.images.registry.auth import Credentials
+from tasks.images.registry.documents import ResolvedImage
+from tasks.images.registry.registries import Registry
 from tasks.images.sending import Sending
 from tasks.images.supply import Supply
 

@@ -11,14 +11,14 @@ from typing import Literal
 from blocks.errors import CrossgapError, InvalidInput, NotFound
 from tasks.images import steps
 from tasks.images.archive import ArchiveFacts
-from tasks.images.compose import expand_images
+from tasks.images.compose.images import expand_images
 from tasks.images.credentials import load_credentials
 from tasks.images.engine import close_names, several
 from tasks.images.facts import ImageFacts
 from tasks.images.names import parse_references
 from tasks.images.pull import PullPolicy
-from tasks.images.registry import Registry, RegistryAccess
-from tasks.images.registry_auth import Credentials
+from tasks.images.registry.auth import Credentials
+from tasks.images.registry.registries import Registry, RegistryAccess
 from tasks.images.sources import ArchiveSource, EngineSource, RegistrySource, Source
 from tasks.images.store import Store
 

@@ -12,7 +12,7 @@ from tasks.images import pull
 from tasks.images.arrival import arrival_name
 from tasks.images.names import parse_reference
 from tasks.images.pull import ensure_images, pull_places
-from tasks.images.registry_auth import Credentials
+from tasks.images.registry.auth import Credentials
 from tests.integration.registries import running_registry
 from tests.lab import ImageSpec, LayerSpec, remove_images
 from tests.lab.front import Fault, Front

@@ -26,12 +26,12 @@ from blocks.errors import (
     Unreachable,
     WrongArchitecture,
 )
-from tasks.images import registry_places
 from tasks.images.blobs import Blob, Layer
 from tasks.images.names import Reference, parse_reference
-from tasks.images.registry import Registry, RegistryAccess
-from tasks.images.registry_answers import Throttled
-from tasks.images.registry_auth import Credentials
+from tasks.images.registry import places
+from tasks.images.registry.answers import Throttled
+from tasks.images.registry.auth import Credentials
+from tasks.images.registry.registries import Registry, RegistryAccess
 from tasks.images.store import Store
 from tests.integration.registries import running_registry
 from tests.lab import ImageSpec, LayerSpec
@@ -78,7 +78,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Docker Hub, out of reach."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(registry_places, "HUB_HOST", f"127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setattr(places, "HUB_HOST", f"127.0.0.1:{unused.getsockname()[1]}")
         yield
 
 
@@ -269,7 +269,7 @@ def test_the_next_mirror_is_asked_and_shown_no_credentials(
 def test_what_every_place_said_is_told_when_none_has_it(
     registry: LabRegistry, hub: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.images.registry_turns._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("tasks.images.registry.turns._FIRST_WAIT", 0.01)
     with access(mirrors=(registry.address,)) as client, pytest.raises(ConnectionRefused) as failed:
         client.resolve(parse_reference("nothing:1"), HERE)
     assert f"{registry.address}: the registry has no repository library/nothing" in str(
@@ -315,7 +315,7 @@ def test_a_connection_that_breaks_again_and_again_brings_the_layer_nevertheless(
 def test_the_next_run_goes_on_where_this_one_stopped(
     registry: LabRegistry, app: PushedImage, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.images.registry_turns._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("tasks.images.registry.turns._FIRST_WAIT", 0.01)
     half = app.blob_bytes[1] // 2
     fault = Fault("stall", big_blob(app), after=half, times=1)
     dead = Fault("status", big_blob(app), status=503)
@@ -336,7 +336,7 @@ def test_a_killed_run_has_lost_nothing(
     half = app.blob_bytes[1] // 2
     script = (
         "import sys; from pathlib import Path; from tasks.images.names import parse_reference;"
-        "from tasks.images.registry import Registry, RegistryAccess;"
+        "from tasks.images.registry.registries import Registry, RegistryAccess;"
         "from tasks.images.store import Store;"
         "registry = Registry(RegistryAccess());"
         "image = registry.resolve(parse_reference(sys.argv[1]), sys.argv[2]);"
@@ -446,7 +446,7 @@ def test_a_web_page_in_place_of_an_answer_is_called_one(
     what: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tasks.images.registry_turns._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("tasks.images.registry.turns._FIRST_WAIT", 0.01)
     with (
         Front(registry.address, Fault("page", f"/{what}/")) as front,
         pytest.raises(Unreachable, match="answered with a web page"),
@@ -504,7 +504,7 @@ def test_no_proxy_is_used_unless_asked_for(
         assert not proxy.seen
         # On the loopback https is tried first, which this proxy does not know.
         monkeypatch.delenv("https_proxy")
-        monkeypatch.setattr(registry_places, "_schemes", lambda _: ("http",))
+        monkeypatch.setattr(places, "_schemes", lambda _: ("http",))
         with access(use_proxy=True) as client:
             client.resolve(named(registry.address), HERE)
         assert proxy.asked(f"^http://{registry.address}/v2/")

@@ -8,7 +8,7 @@ from textwrap import dedent
 import pytest
 
 from blocks.errors import CrossgapError, InvalidInput, NotFound, SeveralFailures
-from tasks.images.compose import compose_images, expand_images
+from tasks.images.compose.images import compose_images, expand_images
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:

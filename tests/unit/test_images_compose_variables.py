@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blocks.errors import InvalidInput
-from tasks.images.compose_variables import interpolate, read_environment
+from tasks.images.compose.variables import interpolate, read_environment
 
 SET = {"TAG": "v1", "EMPTY": "", "OTHER": "x"}
 

@@ -17,8 +17,8 @@ from tasks.images.facts import HostFacts, ImageFacts
 from tasks.images.layout import chain_ids, digest_of
 from tasks.images.names import Reference
 from tasks.images.plan import Shipment, plan_shipment
-from tasks.images.registry import Registry, RegistryAccess
-from tasks.images.registry_documents import ResolvedImage
+from tasks.images.registry.documents import ResolvedImage
+from tasks.images.registry.registries import Registry, RegistryAccess
 from tasks.images.sources import (
     ArchiveSource,
     EngineSource,

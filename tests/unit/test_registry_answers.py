@@ -18,7 +18,7 @@ from blocks.errors import (
     NotFound,
     Unreachable,
 )
-from tasks.images.registry_answers import (
+from tasks.images.registry.answers import (
     Throttled,
     explain_exception,
     explain_status,

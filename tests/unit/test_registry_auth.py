@@ -6,7 +6,7 @@ import pytest
 
 from blocks.errors import Damaged, Unreachable
 from tasks.images.names import parse_reference
-from tasks.images.registry_auth import (
+from tasks.images.registry.auth import (
     Challenge,
     Credentials,
     check_realm,

@@ -11,7 +11,7 @@ import pytest
 from blocks.errors import CrossgapError, Damaged, InvalidInput, WrongArchitecture
 from tasks.images.blobs import Descriptor, Layer
 from tasks.images.names import parse_reference
-from tasks.images.registry_documents import (
+from tasks.images.registry.documents import (
     Manifest,
     assemble,
     has_digest,

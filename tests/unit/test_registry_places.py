@@ -6,7 +6,7 @@ import pytest
 
 from blocks.errors import InvalidInput
 from tasks.images.names import parse_reference
-from tasks.images.registry_places import HUB_HOST, Place, find_places
+from tasks.images.registry.places import HUB_HOST, Place, find_places
 
 HUB = Place(HUB_HOST, "library/ubuntu", ("https",), own=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blocks.errors import WrongArchitecture
-from tasks.images.registry_platforms import choose_platform
+from tasks.images.registry.platforms import choose_platform
 
 ATTESTATION = {
     "digest": "attestation",

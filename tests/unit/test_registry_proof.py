@@ -12,7 +12,7 @@ import zstandard
 from blocks.content import Content
 from blocks.errors import Damaged
 from tasks.images.blobs import Blob
-from tasks.images.registry_proof import prove_layer
+from tasks.images.registry.proof import prove_layer
 
 LAYER = random.Random(5).randbytes(300_000) + bytes(3_000_000)
 

@@ -10,10 +10,10 @@ import pytest
 
 from blocks.cancellation import Cancellation, cancellation_scope
 from blocks.errors import Cancelled, CrossgapError, Damaged, DiskFull, NotFound, Unreachable
-from tasks.images import registry_turns
-from tasks.images.registry_answers import Throttled
-from tasks.images.registry_places import Place
-from tasks.images.registry_turns import Turns, together
+from tasks.images.registry import turns
+from tasks.images.registry.answers import Throttled
+from tasks.images.registry.places import Place
+from tasks.images.registry.turns import Turns, together
 
 
 class Asked:
@@ -139,7 +139,7 @@ def test_places_may_be_left_out() -> None:
 
 def test_a_cancelled_run_does_not_wait_for_another_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(registry_turns, "_FIRST_WAIT", 100)
+    monkeypatch.setattr(turns, "_FIRST_WAIT", 100)
     cancellation = Cancellation()
     cancellation.cancel()
     with cancellation_scope(cancellation), pytest.raises(Cancelled):

@@ -11,8 +11,8 @@ from blocks.errors import CrossgapError, InvalidInput, NotFound, SeveralFailures
 from tasks.images import wanted as module
 from tasks.images.archive import ArchiveFacts
 from tasks.images.facts import ImageFacts
-from tasks.images.registry import RegistryAccess
-from tasks.images.registry_auth import Credentials
+from tasks.images.registry.auth import Credentials
+from tasks.images.registry.registries import RegistryAccess
 from tasks.images.sources import ArchiveSource, EngineSource, RegistrySource
 from tasks.images.wanted import SourceKind, Wanted, chosen, find_source
 

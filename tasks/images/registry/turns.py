@@ -9,8 +9,8 @@ from typing import TypeVar
 from blocks.cancellation import current_cancellation
 from blocks.errors import Cancelled, CrossgapError, DiskFull, NotFound
 from blocks.logs import logger
-from tasks.images.registry_answers import Throttled
-from tasks.images.registry_http import Session
+from tasks.images.registry.answers import Throttled
+from tasks.images.registry.web import Session
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ from blocks.errors import CrossgapError, Damaged, NotFound
 from tasks.images.blobs import Descriptor
 from tasks.images.layout import digest_of
 from tasks.images.names import Reference
-from tasks.images.registry_documents import (
+from tasks.images.registry.documents import (
     ACCEPTED,
     LARGEST_MANIFEST,
     has_digest,
     parse_document,
 )
-from tasks.images.registry_http import Session
+from tasks.images.registry.web import Session
 
 _LARGEST_LIST = 1 << 20
 

@@ -18,7 +18,7 @@ from tasks.images.arrival import arrival_name
 from tasks.images.blobs import Compression, Descriptor, Layer
 from tasks.images.facts import docker_architecture, parse_image_config, runs_on
 from tasks.images.names import Reference
-from tasks.images.registry_platforms import wrong_architecture
+from tasks.images.registry.platforms import wrong_architecture
 
 LARGEST_MANIFEST = 4 << 20
 LARGEST_CONFIG = 16 << 20

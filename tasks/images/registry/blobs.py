@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from blocks.cancellation import current_cancellation
 from blocks.errors import ConnectionLost, Damaged, DiskFull
 from tasks.images.blobs import Blob, Descriptor
-from tasks.images.registry_http import Session
-from tasks.images.registry_turns import Turns
+from tasks.images.registry.turns import Turns
+from tasks.images.registry.web import Session
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

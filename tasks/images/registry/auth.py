@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 from blocks.errors import Damaged, Unreachable
 from tasks.images.names import DEFAULT_DOMAIN, LEGACY_DEFAULT_DOMAIN, Reference
-from tasks.images.registry_places import HUB_HOST
+from tasks.images.registry.places import HUB_HOST
 
 _PARAMETER = re.compile(r'(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _HUB_NAMES = (DEFAULT_DOMAIN, LEGACY_DEFAULT_DOMAIN, HUB_HOST, "hub.docker.com")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 from blocks.files import Progress
 from tasks.images.blobs import Layer
 from tasks.images.names import Reference
-from tasks.images.registry_auth import Credentials
-from tasks.images.registry_documents import (
+from tasks.images.registry.auth import Credentials
+from tasks.images.registry.documents import (
     LARGEST_CONFIG,
     LARGEST_MANIFEST,
     ResolvedImage,
@@ -24,12 +24,12 @@ from tasks.images.registry_documents import (
     parse_document,
     parse_manifest,
 )
-from tasks.images.registry_http import Session, Transport
-from tasks.images.registry_layers import WantedLayer, fetch_wanted
-from tasks.images.registry_lookup import read_checked, read_named
-from tasks.images.registry_places import find_places
-from tasks.images.registry_platforms import choose_platform
-from tasks.images.registry_turns import Turns
+from tasks.images.registry.layers import WantedLayer, fetch_wanted
+from tasks.images.registry.lookup import read_checked, read_named
+from tasks.images.registry.places import find_places
+from tasks.images.registry.platforms import choose_platform
+from tasks.images.registry.turns import Turns
+from tasks.images.registry.web import Session, Transport
 
 if TYPE_CHECKING:
     from tasks.images.store import Store

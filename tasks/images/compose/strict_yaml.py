@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from blocks.errors import InvalidInput, NotFound, PermissionRefused
-from tasks.images.compose_variables import read_environment
+from tasks.images.compose.variables import read_environment
 
 
 @dataclass(frozen=True)

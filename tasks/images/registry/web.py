@@ -19,15 +19,15 @@ from urllib.parse import urljoin, urlsplit
 
 from blocks.cancellation import current_cancellation
 from blocks.errors import CrossgapError, Damaged, InvalidInput, Unreachable
-from tasks.images.registry_answers import explain_exception, explain_status, speaks_no_tls
-from tasks.images.registry_auth import (
+from tasks.images.registry.answers import explain_exception, explain_status, speaks_no_tls
+from tasks.images.registry.auth import (
     Challenge,
     Credentials,
     check_realm,
     parse_challenge,
     parse_token,
 )
-from tasks.images.registry_places import Place
+from tasks.images.registry.places import Place
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from blocks.errors import Cancelled, CrossgapError, Damaged, DiskFull, SeveralFailures
 from blocks.files import Progress
 from tasks.images.blobs import Layer
-from tasks.images.registry_blobs import fetch_blob, sweep_partials
-from tasks.images.registry_proof import prove_layer
-from tasks.images.registry_turns import Turns
+from tasks.images.registry.blobs import fetch_blob, sweep_partials
+from tasks.images.registry.proof import prove_layer
+from tasks.images.registry.turns import Turns
 
 if TYPE_CHECKING:
     from tasks.images.store import Store

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks.errors import InvalidInput, NotFound
-from tasks.images.compose_variables import interpolate
-from tasks.images.compose_yaml import (
+from tasks.images.compose.strict_yaml import (
     Tagged,
     existing,
     malformed,
@@ -22,6 +21,7 @@ from tasks.images.compose_yaml import (
     read_variables,
     require,
 )
+from tasks.images.compose.variables import interpolate
 
 # What compose would fetch from another machine.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://|git@|oci:|github\.com/")

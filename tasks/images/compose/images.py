@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from blocks.errors import CrossgapError, InvalidInput, SeveralFailures
-from tasks.images.compose_services import Service, read_services
-from tasks.images.compose_yaml import existing, missing, read_variables, require
+from tasks.images.compose.services import Service, read_services
+from tasks.images.compose.strict_yaml import existing, missing, read_variables, require
 from tasks.images.names import parse_reference
 
 COMPOSE_PREFIX = "compose:"

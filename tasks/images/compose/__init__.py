@@ -1,0 +1,1 @@
+"""The images of compose files, as compose itself would read them."""

@@ -1,0 +1,1 @@
+"""Images straight from registries: the protocol, mirrors, tokens, layers and their proof."""
