@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -19,9 +19,10 @@ from blocks.logs import logger
 from blocks.outage import waited_out
 from tasks.common.progress import HostProgress
 from tasks.common.retry import retrying
-from tasks.images import act, archive, host_facts, prune, pull, split, staging
+from tasks.images import act, archive, engine_files, host_facts, prune, pull, split, staging
 from tasks.images.archive import ArchiveFacts
 from tasks.images.assembly import assemble
+from tasks.images.engine_files import EngineFiles
 from tasks.images.facts import HostFacts, ImageFacts
 from tasks.images.layout import compose
 from tasks.images.names import Reference
@@ -178,7 +179,9 @@ def save_images(
     lacking: Collection[str],
     supply: Supply,
 ) -> None:
-    """Have the source engine save images, and keep their layers in the store.
+    """Get layers of images from the source engine, and keep them in the store.
+
+    They are read where the engine keeps them if that can be, and saved by it otherwise.
 
     Args:
         images: What to save; layers that they share are saved once.
@@ -190,14 +193,15 @@ def save_images(
     """
     title = images[0].name if len(images) == 1 else f"{len(images)}-images"
     with HostProgress("ship-images", title, kind="save") as progress:
-        split.save_into(
-            supply.store,
-            images,
-            wanted=lacking,
-            on_layer=supply.give_layer,
-            on_image=supply.give_image,
-            progress=progress,
-        )
+        how: dict[str, Any] = {
+            "wanted": lacking,
+            "on_layer": supply.give_layer,
+            "on_image": supply.give_image,
+            "progress": progress,
+        }
+        files = EngineFiles.of_source_engine()
+        if files is None or not engine_files.take(files, supply.store, images, **how):
+            split.save_into(supply.store, images, **how)
         progress.done()
 
 

@@ -71,7 +71,9 @@ def worker(
 ) -> Iterator[PrivateServer]:
     """A worker beside the source engine, with a store of its own."""
     store = tmp_path_factory.mktemp("store")
-    server.start_worker({"DOCKER_HOST": source.url, "CROSSGAP_STORE": str(store)})
+    # The engine has to save, as some of these runs are to be killed meanwhile.
+    settings = {"CROSSGAP_STORE": str(store), "CROSSGAP_DOCKER_FILES": "no"}
+    server.start_worker({"DOCKER_HOST": source.url, **settings})
     yield server
     server.stop_worker()
 
