@@ -16,6 +16,7 @@ from tasks.common.progress import HostProgress
 from tasks.images import steps
 from tasks.images.archive import ArchiveFacts
 from tasks.images.assembly import assemble
+from tasks.images.engine_files import SWITCH
 from tasks.images.facts import ImageFacts
 from tasks.images.layout import compose
 from tasks.images.plan import Send, plan_shipment
@@ -49,7 +50,9 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 @pytest.fixture
-def supply(tmp_path: Path) -> Supply:
+def supply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supply:
+    # What an engine on this machine has is no part of these tests.
+    monkeypatch.setenv(SWITCH, "no")
     return Supply(Store(tmp_path / "store", 10**9))
 
 
