@@ -334,7 +334,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--log", action="store_true", help="show the log of each run")
     parser.add_argument("--ways", nargs="*", default=[], help="only these, such as crossgap")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="keeps its figures of what is not measured now")
     parser.add_argument("--chart", type=Path)
     arguments = parser.parse_args()
     with machines() as bench:
@@ -345,10 +345,11 @@ def main() -> int:
     for name, value in runner.notes.items():
         shown = f"{int(str(value)) / _MIB:,.0f} MiB" if "memory" in name else value
         print(f"{name}: {shown}")
+    ways = runner.ways
     if arguments.json:
-        write_json(arguments.json, runner.ways, {"cpus": os.cpu_count(), **runner.notes})
+        ways = write_json(arguments.json, ways, {"cpus": os.cpu_count(), **runner.notes})
     if arguments.chart:
-        drawn = [way for way in runner.ways if not way.thing.startswith("nothing")]
+        drawn = [way for way in ways if not way.thing.startswith("nothing")]
         arguments.chart.write_text(chart(drawn, OURS, "Images onto a server (medians)"))
     return 0
 

@@ -53,10 +53,22 @@ def table(ways: Sequence[Way], ours: str) -> str:
     return text_table(titles, rows)
 
 
-def write_json(path: Path, ways: Sequence[Way], facts: dict[str, object]) -> None:
-    """Write all figures to a file."""
-    content = {"facts": facts, "ways": [asdict(way) | {"median": way.median} for way in ways]}
+def write_json(path: Path, ways: Sequence[Way], facts: dict[str, object]) -> list[Way]:
+    """Write all figures to a file, which keeps those of things not measured this time.
+
+    Returns:
+        The ways in the file.
+    """
+    before = json.loads(path.read_text()) if path.exists() else {"facts": {}, "ways": []}
+    things = {way.thing for way in ways}
+    kept = [Way(w["thing"], w["name"], w["seconds"], w["sent"]) for w in before["ways"]]
+    merged = [way for way in kept if way.thing not in things] + list(ways)
+    content = {
+        "facts": {**before["facts"], **facts},
+        "ways": [asdict(way) | {"median": way.median} for way in merged],
+    }
     path.write_text(json.dumps(content, indent=2) + "\n")
+    return merged
 
 
 _ROW, _GAP, _LEFT, _WIDTH = 22, 16, 250, 900
