@@ -1,0 +1,1 @@
+"""Models: from a hub or a folder, whole and proven, then onto the servers."""

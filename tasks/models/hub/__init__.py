@@ -1,0 +1,1 @@
+"""Hubs: what a revision of a model consists of, and its bytes."""
