@@ -35,7 +35,7 @@ from tasks.images.facts import ImageFacts
 from tasks.images.names import Reference, parse_reference
 from tasks.images.registry.auth import Credentials
 from tasks.images.registry.places import find_places
-from tasks.images.registry.turns import together
+from tasks.transfer.turns import together
 
 if TYPE_CHECKING:
     from docker import APIClient

@@ -29,10 +29,10 @@ from blocks.errors import (
 from tasks.images.blobs import Blob, Layer
 from tasks.images.names import Reference, parse_reference
 from tasks.images.registry import places
-from tasks.images.registry.answers import Throttled
 from tasks.images.registry.auth import Credentials
 from tasks.images.registry.registries import Registry, RegistryAccess
 from tasks.images.store import Store
+from tasks.transfer.web import Throttled
 from tests.integration.registries import running_registry
 from tests.lab import ImageSpec, LayerSpec
 from tests.lab.archives import native_architecture
@@ -269,7 +269,7 @@ def test_the_next_mirror_is_asked_and_shown_no_credentials(
 def test_what_every_place_said_is_told_when_none_has_it(
     registry: LabRegistry, hub: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.images.registry.turns._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("tasks.transfer.turns._FIRST_WAIT", 0.01)
     with access(mirrors=(registry.address,)) as client, pytest.raises(ConnectionRefused) as failed:
         client.resolve(parse_reference("nothing:1"), HERE)
     assert f"{registry.address}: the registry has no repository library/nothing" in str(
@@ -315,7 +315,7 @@ def test_a_connection_that_breaks_again_and_again_brings_the_layer_nevertheless(
 def test_the_next_run_goes_on_where_this_one_stopped(
     registry: LabRegistry, app: PushedImage, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.images.registry.turns._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("tasks.transfer.turns._FIRST_WAIT", 0.01)
     half = app.blob_bytes[1] // 2
     fault = Fault("stall", big_blob(app), after=half, times=1)
     dead = Fault("status", big_blob(app), status=503)
@@ -446,7 +446,7 @@ def test_a_web_page_in_place_of_an_answer_is_called_one(
     what: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tasks.images.registry.turns._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("tasks.transfer.turns._FIRST_WAIT", 0.01)
     with (
         Front(registry.address, Fault("page", f"/{what}/")) as front,
         pytest.raises(Unreachable, match="answered with a web page"),

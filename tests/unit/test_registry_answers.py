@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 
 import pytest
 from urllib3 import exceptions
@@ -18,12 +16,8 @@ from blocks.errors import (
     NotFound,
     Unreachable,
 )
-from tasks.images.registry.answers import (
-    Throttled,
-    explain_exception,
-    explain_status,
-    wait_of,
-)
+from tasks.images.registry.answers import explain_exception, explain_status
+from tasks.transfer.web import Throttled
 
 
 def explained(status: int, content: bytes = b"", retry_after: str = "") -> CrossgapError:
@@ -67,13 +61,6 @@ def test_how_long_to_wait_survives_the_way_between_processes() -> None:
     assert isinstance(again, Throttled)
     assert again.seconds == 7
     assert str(again) == str(error)
-
-
-def test_a_wait_may_be_given_as_a_date() -> None:
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 90 < wait_of(later) <= 100
-    assert wait_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert wait_of("soon") == wait_of("-1") == wait_of("") == 0
 
 
 def test_a_signed_address_does_not_reach_a_message() -> None:

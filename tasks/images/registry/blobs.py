@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from blocks.cancellation import current_cancellation
 from blocks.errors import ConnectionLost, Damaged, DiskFull
 from tasks.images.blobs import Blob, Descriptor
-from tasks.images.registry.turns import Turns
 from tasks.images.registry.web import Session
+from tasks.transfer.turns import Turns
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -32,7 +32,7 @@ _KEPT_SECONDS = 7 * 24 * 3600.0
 Report = Callable[[int], None]
 
 
-def fetch_blob(turns: Turns, blob: Descriptor, store: Store, report: Report) -> Blob:
+def fetch_blob(turns: Turns[Session], blob: Descriptor, store: Store, report: Report) -> Blob:
     """Get a blob into the store.
 
     Args:
@@ -85,7 +85,9 @@ def sweep_partials(folder: Path) -> None:
                 _remove(file)
 
 
-def _complete(turns: Turns, blob: Descriptor, file: BinaryIO, store: Store, report: Report) -> Blob:
+def _complete(
+    turns: Turns[Session], blob: Descriptor, file: BinaryIO, store: Store, report: Report
+) -> Blob:
     strikes: Counter[str] = Counter()
     while True:
         givers: set[str] = set()
@@ -104,7 +106,7 @@ def _complete(turns: Turns, blob: Descriptor, file: BinaryIO, store: Store, repo
         except Damaged as error:
             file.truncate(0)
             strikes.update(givers)
-            hosts = {session.place.host for session in turns.sessions}
+            hosts = {session.place.host for session in turns.places}
             # Without givers the bytes are an earlier run's, and nobody is to blame yet.
             hopeless = not had and not givers
             if hopeless or all(strikes[host] >= _STRIKES for host in hosts):
@@ -176,12 +178,12 @@ def _keep(file: BinaryIO, blob: Descriptor, store: Store) -> Blob:
         return writer.commit()
 
 
-def _corrupt(turns: Turns, blob: Descriptor) -> Damaged:
-    first = turns.sessions[0]
+def _corrupt(turns: Turns[Session], blob: Descriptor) -> Damaged:
+    first = turns.places[0]
     return Damaged(
         f"the bytes of {blob.digest[:19]}… are others than the registry promises, "
         "however often they are fetched",
-        first.where if len(turns.sessions) == 1 else first.where.rpartition(" from ")[0],
+        first.where if len(turns.places) == 1 else first.where.rpartition(" from ")[0],
         "Have the image pushed again, or name another mirror; a proxy on the way may be the cause.",
         retryable=True,
     )

@@ -14,7 +14,8 @@ from blocks.files import Progress
 from tasks.images.blobs import Layer
 from tasks.images.registry.blobs import fetch_blob, sweep_partials
 from tasks.images.registry.proof import prove_layer
-from tasks.images.registry.turns import Turns
+from tasks.images.registry.web import Session
+from tasks.transfer.turns import Turns
 
 if TYPE_CHECKING:
     from tasks.images.store import Store
@@ -33,7 +34,7 @@ class WantedLayer:
     """
 
     layer: Layer
-    turns: Turns
+    turns: Turns[Session]
     image: str
 
 

@@ -28,8 +28,9 @@ from tasks.images.registry.layers import WantedLayer, fetch_wanted
 from tasks.images.registry.lookup import read_checked, read_named
 from tasks.images.registry.places import find_places
 from tasks.images.registry.platforms import choose_platform
-from tasks.images.registry.turns import Turns
-from tasks.images.registry.web import Session, Transport
+from tasks.images.registry.web import Session
+from tasks.transfer.turns import Turns
+from tasks.transfer.web import Transport
 
 if TYPE_CHECKING:
     from tasks.images.store import Store
@@ -181,7 +182,7 @@ class Registry:
 class _Named:
     """An image name, and what it stood for when it was first asked for."""
 
-    def __init__(self, reference: Reference, turns: Turns) -> None:
+    def __init__(self, reference: Reference, turns: Turns[Session]) -> None:
         self.turns = turns
         self._reference = reference
         self._pinned: tuple[bytes, str] | None = None

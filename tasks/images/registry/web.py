@@ -8,18 +8,14 @@ anyway, lacks only what is below.
 
 from __future__ import annotations
 
-import ssl
 import threading
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from blocks.cancellation import current_cancellation
-from blocks.errors import CrossgapError, Damaged, InvalidInput, Unreachable
-from tasks.images.registry.answers import explain_exception, explain_status, speaks_no_tls
+from blocks.errors import CrossgapError, Damaged, Unreachable
+from tasks.images.registry.answers import explain_exception, explain_status
 from tasks.images.registry.auth import (
     Challenge,
     Credentials,
@@ -28,76 +24,14 @@ from tasks.images.registry.auth import (
     parse_token,
 )
 from tasks.images.registry.places import Place
+from tasks.transfer.web import Transport, follow, held, origin_of, speaks_no_tls
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
+    from urllib3 import BaseHTTPResponse
 
-_REDIRECTS = (301, 302, 303, 307, 308)
-_MOST_REDIRECTS = 5
 _LARGEST_TOKEN = 1 << 20
 _LARGEST_COMPLAINT = 1 << 16
-_CONNECT_SECONDS = 15.0
-_CONNECTIONS_KEPT = 8
-
-
-class Transport:
-    """Sends single requests, with time-outs, and with no proxy unless one is asked for.
-
-    Args:
-        ca_bundle: Certificates to trust beside the system's.
-        use_proxy: Whether the proxy that the environment names is used.
-        stall_seconds: How long a registry may send nothing.
-
-    Raises:
-        InvalidInput: The bundle cannot be read.
-    """
-
-    def __init__(
-        self, ca_bundle: Path | None = None, use_proxy: bool = False, stall_seconds: float = 30.0
-    ) -> None:
-        self.stall_seconds = stall_seconds
-        self._context = _trusting(ca_bundle)
-        self._proxies = urllib.request.getproxies_environment() if use_proxy else {}
-        self._pools: dict[str, PoolManager] = {}
-        self._lock = threading.Lock()
-
-    def request(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
-        """Send a GET and return the answer, its body not yet read, no redirect followed."""
-        return self._pool(url).request(
-            "GET", url, headers=headers, redirect=False, preload_content=False, decode_content=False
-        )
-
-    def close(self) -> None:
-        """Close all connections."""
-        for pool in self._pools.values():
-            pool.clear()
-
-    def _pool(self, url: str) -> PoolManager:
-        parts = urlsplit(url)
-        proxy = self._proxies.get(parts.scheme, "")
-        if proxy and urllib.request.proxy_bypass(parts.netloc):
-            proxy = ""
-        with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._new_pool(proxy)
-            return self._pools[proxy]
-
-    def _new_pool(self, proxy: str) -> PoolManager:
-        from urllib3 import PoolManager, ProxyManager, Timeout, make_headers
-        from urllib3.util import parse_url
-
-        connect = min(_CONNECT_SECONDS, self.stall_seconds)
-        options: dict[str, Any] = {
-            "ssl_context": self._context,
-            "timeout": Timeout(connect=connect, read=self.stall_seconds),
-            "retries": False,
-            "maxsize": _CONNECTIONS_KEPT,
-        }
-        if not proxy:
-            return PoolManager(**options)
-        user = parse_url(proxy).auth
-        shown = make_headers(proxy_basic_auth=user) if user else {}
-        return ProxyManager(proxy, proxy_headers=shown, **options)
+_ENCRYPT = "Have the registry's redirects changed to https, or name another mirror."
 
 
 class Session:
@@ -120,6 +54,11 @@ class Session:
         self._scheme = place.schemes[0]
         self._lock = threading.Lock()
         self._authorization = ""
+
+    @property
+    def name(self) -> str:
+        """The registry's host."""
+        return self.place.host
 
     @contextmanager
     def get(self, path: str, accept: str = "", start: int = 0) -> Iterator[BaseHTTPResponse]:
@@ -148,15 +87,9 @@ class Session:
         cancellation = current_cancellation()
         try:
             response = self._authorized(f"/v2/{self.place.repository}/{path}", headers)
-            # Wakes a read that waits for a registry which has gone silent.
-            cancellation.on_cancel(response, lambda: _wake(response))
-            try:
+            with held(response):
                 self._check(response)
                 yield response
-            finally:
-                cancellation.ended(response)
-                # Unread bytes make the connection useless for another request.
-                response.close()
         except HTTPError as error:
             cancellation.check(self.where)
             raise explain_exception(error, self._transport.stall_seconds, self.where) from error
@@ -226,31 +159,16 @@ class Session:
         Returns:
             The answer, and whether it is the registry's own.
         """
-        origin = _origin(url)
-        for _ in range(_MOST_REDIRECTS + 1):
-            own = _origin(url) == origin
-            headers.pop("Authorization", None)
-            if own and self._authorization:
-                headers["Authorization"] = self._authorization
-            response = self._transport.request(url, headers)
-            target = response.headers.get("Location")
-            if response.status not in _REDIRECTS or not target:
-                return response, own
-            response.close()
-            url = self._checked_target(url, target)
-        raise Unreachable("it sends us round in circles", self.where, retryable=False)
+        origin = origin_of(url)
 
-    def _checked_target(self, url: str, target: str) -> str:
-        joined = urljoin(url, target)
-        allowed = ("https",) if url.startswith("https:") else ("https", "http")
-        if urlsplit(joined).scheme not in allowed:
-            raise Unreachable(
-                "it sends us on to a place that is not encrypted",
-                f"{self.where} (to {urlsplit(joined).hostname})",
-                "Have the registry's redirects changed to https, or name another mirror.",
-                retryable=False,
-            )
-        return joined
+        def send(url: str) -> BaseHTTPResponse:
+            headers.pop("Authorization", None)
+            if origin_of(url) == origin and self._authorization:
+                headers["Authorization"] = self._authorization
+            return self._transport.request(url, headers)
+
+        answer = follow(url, send, self.where, _ENCRYPT)
+        return answer.response, origin_of(answer.url) == origin
 
     def _answer(self, challenge: Challenge, refused: str) -> None:
         """Get what the registry asked for, unless another thread has meanwhile."""
@@ -300,32 +218,3 @@ def web_page(where: str) -> Unreachable:
         "Something stands in for the registry (a login page, a proxy, a mirror that was closed): "
         "open its address in a browser, or name another mirror.",
     )
-
-
-def _trusting(ca_bundle: Path | None) -> ssl.SSLContext:
-    import certifi
-
-    context = ssl.create_default_context()
-    # A Python that was built elsewhere knows no authorities of this system.
-    context.load_verify_locations(certifi.where())
-    if ca_bundle is not None:
-        try:
-            context.load_verify_locations(ca_bundle.expanduser())
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidInput(
-                f"the CA bundle cannot be used ({error.strerror or error})",
-                str(ca_bundle),
-                "Give the path of a file with certificates in PEM form on the worker's machine.",
-            ) from error
-    return context
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc.lower()
-
-
-def _wake(response: BaseHTTPResponse) -> None:
-    # It may have ended this very moment.
-    with suppress(ValueError, RuntimeError, OSError):
-        response.shutdown()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from blocks.cancellation import current_cancellation
 from blocks.errors import Cancelled, CrossgapError, DiskFull, NotFound
 from blocks.logs import logger
-from tasks.images.registry.answers import Throttled
-from tasks.images.registry.web import Session
-
-T = TypeVar("T")
+from tasks.transfer.web import Throttled
 
 _FRUITLESS_ROUNDS = 3
 _FIRST_WAIT = 1.0
@@ -20,22 +17,34 @@ _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 120.0
 
 
-class Turns:
+class Named(Protocol):
+    """A place: all that is known of it here is its name."""
+
+    @property
+    def name(self) -> str:
+        """The host, as operators know it; two places of one name fail together."""
+
+
+P = TypeVar("P", bound=Named)
+T = TypeVar("T")
+
+
+class Turns(Generic[P]):
     """Asks places in order, those that have failed behind the others.
 
     Args:
-        sessions: One per place, in the order of preference; at least one.
-        failed: How often each host has failed, shared by all images of a run.
+        places: In the order of preference; at least one.
+        failed: How often each of the names has failed, shared by all that a run wants of them.
     """
 
-    def __init__(self, sessions: Sequence[Session], failed: Counter[str]) -> None:
-        self.sessions = tuple(sessions)
+    def __init__(self, places: Sequence[P], failed: Counter[str]) -> None:
+        self.places = tuple(places)
         self._failed = failed
         self._lacking: Counter[str] = Counter()
 
     def ask(
         self,
-        work: Callable[[Session], T],
+        work: Callable[[P], T],
         moved: Callable[[], int] = lambda: 0,
         without: Collection[str] = (),
     ) -> T:
@@ -45,7 +54,7 @@ class Turns:
             work: What to do with a place.
             moved: Returns how far the work has come; as long as that grows,
                 the places are asked again and again.
-            without: Hosts that are not to be asked.
+            without: Names of places that are not to be asked.
 
         Raises:
             Cancelled: The run was cancelled.
@@ -57,28 +66,28 @@ class Turns:
         while True:
             before = moved()
             failures: list[CrossgapError] = []
-            for session in self._in_turn(without):
+            for place in self._in_turn(without):
                 try:
-                    return work(session)
+                    return work(place)
                 except (Cancelled, DiskFull):
                     raise
                 except CrossgapError as error:
                     failures.append(error)
-                    self._remember(session, error)
+                    self._remember(place, error)
             fruitless = 0 if moved() > before else fruitless + 1
             self._wait(fruitless, failures)
 
-    def _in_turn(self, without: Collection[str]) -> list[Session]:
-        allowed = [session for session in self.sessions if session.place.host not in without]
-        return sorted(allowed, key=lambda session: self._demerits(session.place.host))
+    def _in_turn(self, without: Collection[str]) -> list[P]:
+        allowed = [place for place in self.places if place.name not in without]
+        return sorted(allowed, key=lambda place: self._demerits(place.name))
 
-    def _demerits(self, host: str) -> int:
-        return self._failed[host] + self._lacking[host]
+    def _demerits(self, name: str) -> int:
+        return self._failed[name] + self._lacking[name]
 
-    def _remember(self, session: Session, error: CrossgapError) -> None:
+    def _remember(self, place: P, error: CrossgapError) -> None:
         counter = self._lacking if isinstance(error, NotFound) else self._failed
-        counter[session.place.host] += 1
-        if len(self.sessions) > 1:
+        counter[place.name] += 1
+        if len(self.places) > 1:
             logger().info("%s: %s. The next place is asked.", error.where, error.what)
 
     def _wait(self, fruitless: int, failures: Sequence[CrossgapError]) -> None:
