@@ -1,4 +1,4 @@
-"""Tells a Prefect server what crossgap offers: block types, the work pool, deployments.
+"""Tells a Prefect server what crossgap offers: block types and blocks, the work pool, deployments.
 
 Safe to repeat: what is there is brought up to date.
 
@@ -38,6 +38,7 @@ def register() -> bool:
     _require_server()
     for block in block_types():
         block.register_type_and_schema()
+    _save_ready_made()
     _make_work_pool()
     _deploy()
     return publish_logos()
@@ -46,9 +47,21 @@ def register() -> bool:
 def block_types() -> list[type[Block]]:
     """Return the blocks that operators fill in."""
     from blocks.local_host import LocalHost
+    from blocks.model_hub import ModelHub
     from blocks.ssh_host import JumpHost, SSHHost
 
-    return [SSHHost, JumpHost, LocalHost]
+    return [SSHHost, JumpHost, LocalHost, ModelHub]
+
+
+def ready_made_blocks() -> dict[str, Block]:
+    """Return, by name, the blocks that are of use to everybody as they are."""
+    from blocks.model_hub import HubEndpoint, ModelHub
+
+    mirrors = [
+        HubEndpoint(url="https://hf-mirror.com"),
+        HubEndpoint(url="https://www.modelscope.cn", kind="modelscope"),
+    ]
+    return {"hf-mirror": ModelHub(endpoints=mirrors)}
 
 
 def _require_server() -> None:
@@ -69,6 +82,19 @@ def _require_server() -> None:
                 url,
                 "Start it, or set PREFECT_API_URL to the right address.",
             )
+
+
+def _save_ready_made() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        for name, block in ready_made_blocks().items():
+            try:
+                client.read_block_document_by_name(name, block.get_block_type_slug())
+            except ObjectNotFound:
+                block.save(name)
+            # What is there stays as an operator left it.
 
 
 def _make_work_pool() -> None:

@@ -9,7 +9,8 @@ import sys
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolUpdate
 
-from deployments.register import register
+from blocks.model_hub import HubEndpoint, ModelHub
+from deployments.register import ready_made_blocks, register
 from deployments.server import ROOT, WORK_POOL, PrivateServer
 
 
@@ -21,6 +22,19 @@ def test_registering_again_changes_neither_deployments_nor_the_operators_limits(
     register()
     assert {deployment.id for deployment in client.read_deployments()} == before
     assert client.read_work_pool(WORK_POOL).concurrency_limit == 7
+
+
+def test_a_mirror_is_ready_and_an_operators_changes_to_it_stay(client: SyncPrefectClient):
+    made = client.read_block_document_by_name("hf-mirror", "model-hub").data
+    urls = [one["url"] for one in made["endpoints"]]
+    assert urls == ["https://hf-mirror.com", "https://www.modelscope.cn"]
+    ModelHub(endpoints=[HubEndpoint(url="http://hub.lan")]).save("hf-mirror", overwrite=True)
+    try:
+        register()
+        kept = client.read_block_document_by_name("hf-mirror", "model-hub").data
+        assert [one["url"] for one in kept["endpoints"]] == ["http://hub.lan"]
+    finally:
+        ready_made_blocks()["hf-mirror"].save("hf-mirror", overwrite=True)
 
 
 def test_the_deployment_refuses_parameters_the_flow_does_not_have(server: PrivateServer):

@@ -35,6 +35,15 @@ FORMS = {
     "ssh-host": (*LOGIN, "Jump host", "sudo", "sudo password", *FOLDERS),
     "ssh-jump-host": LOGIN,
     "local-host": FOLDERS,
+    "model-hub": (
+        "Endpoints",
+        "Token",
+        "Use the proxy",
+        "CA bundle",
+        "Connections per file",
+        "Files at once",
+        "Rate limit (Mbit/s)",
+    ),
 }
 
 
