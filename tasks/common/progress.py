@@ -138,9 +138,13 @@ class HostProgress:
         host: The host's name, for the key and the sentences; or another place.
         kind: What makes the key of another place differ from that of every host.
         every: Seconds between two updates.
+
+    Attributes:
+        counting: Says what is counted beside bytes, as in `3 of 12 files`.
     """
 
     def __init__(self, flow: str, host: str, *, kind: str = "progress", every: float = 3.0) -> None:
+        self.counting: Callable[[], str] | None = None
         self._host = host
         self._every = every
         self._key = artifact_key(flow, kind, host)
@@ -211,16 +215,22 @@ class HostProgress:
         )
         # A line that is down for hours gets one sentence, not one every three seconds.
         if (standing.total or standing.done) and (moved or (before and before.rate > 0)):
-            self._log.info(standing.sentence(self._host))
+            self._log.info(self._sentence(standing))
         self._publish(standing)
         return standing
+
+    def _sentence(self, standing: Standing) -> str:
+        sentence = standing.sentence(self._host)
+        if self.counting is None:
+            return sentence
+        return f"{sentence.removesuffix('.')} ({self.counting()})."
 
     def _publish(self, standing: Standing) -> None:
         percent = max(standing.percent, self._shown.percent)
         self._shown.percent = percent
         if not self._run_id:
             return
-        text = standing.sentence(self._host) if standing.total or standing.done else self._host
+        text = self._sentence(standing) if standing.total or standing.done else self._host
         try:
             self._write_artifact(percent, text)
         except Exception as error:  # noqa: BLE001 - whatever the API says, the bytes matter more
