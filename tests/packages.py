@@ -1,4 +1,4 @@
-"""The Debian packages that the tests need beside those of the lab.
+"""The Debian packages that the tests and benchmarks need beside those of the lab.
 
 python -m tests.packages    # installs what all tests need, or says how
 """
@@ -17,7 +17,9 @@ BROWSER = {
 }
 # What a host may or may not have; the tests want to see both.
 SHELLS_AND_TOOLS = {"bash": "bash", "openssl": "openssl", "shasum": "perl"}
-ALL = {**PROGRAMS, **REGISTRY, **SHELLS_AND_TOOLS, **BROWSER}
+# What benchmarks measure us against.
+BENCHMARK = {"aria2c": "aria2"}
+ALL = {**PROGRAMS, **REGISTRY, **SHELLS_AND_TOOLS, **BROWSER, **BENCHMARK}
 
 
 def main() -> int:
