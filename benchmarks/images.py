@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from typing import Any
 
 from benchmarks.material import load_images, real_layers
 from benchmarks.measuring import Way, chart, table, write_json
+from benchmarks.memory import MemoryWatch
 from blocks.ssh_host import SSHHost
 from deployments.register import register
 from deployments.runs import run_deployment, run_seconds, table_rows
@@ -152,54 +152,6 @@ class Bench:
     def _execute(self, *argv: str, **options: Any) -> None:
         options = {"stdin": subprocess.DEVNULL, **options}
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, **options)
-
-
-class MemoryWatch:
-    """The largest resident memory of flow processes, sampled from the side.
-
-    Attributes:
-        peak: In bytes, of the run that was watched last.
-    """
-
-    def __init__(self) -> None:
-        self.peak = 0
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Sample while the block runs."""
-        self.peak = 0
-        done = threading.Event()
-        thread = threading.Thread(target=self._sample, args=(done,))
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _sample(self, done: threading.Event) -> None:
-        while not done.wait(0.1):
-            for process in Path("/proc").iterdir():
-                if process.name.isdigit() and _is_flow_run(process):
-                    self.peak = max(self.peak, _resident(process))
-
-
-def _is_flow_run(process: Path) -> bool:
-    try:
-        command = (process / "cmdline").read_bytes().split(b"\0")
-        return any(part.startswith(b"prefect") and b"engine" in part for part in command)
-    except OSError:
-        return False
-
-
-def _resident(process: Path) -> int:
-    try:
-        for line in (process / "status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 0
 
 
 class Runner:
