@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .PHONY: help setup packages demo test test-unit test-integration test-e2e torture ui \
-	screenshots register bench lint format lock clean
+	screenshots register bench bench-images bench-models lint format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -31,7 +31,7 @@ $(STAMP): requirements.lock pyproject.toml
 packages: $(STAMP) ## the Debian packages that the tests need, installed when root
 	@$(PYTHON) -m tests.packages
 
-demo: $(STAMP) ## two pretend servers, a Prefect server, and images shipped twice
+demo: $(STAMP) ## two pretend servers, a Prefect server, images shipped twice, a model fetched
 	@$(PYTHON) -m deployments.demo
 
 ui: $(STAMP) ## Prefect's UI with the demo's history, until Ctrl-C (LISTEN=ADDRESS for other desks)
@@ -52,9 +52,15 @@ test-unit test-integration test-e2e: test-%: $(STAMP)
 torture: $(STAMP) ## the long fault runs
 	@$(PYTHON) -m pytest -m torture $(PYTEST_ARGS)
 
-bench: $(STAMP) packages ## crossgap beside the ways by hand; takes an hour (BENCH_ARGS='--only update --runs 1')
+bench: bench-images bench-models ## crossgap beside the ways by hand; takes an hour
+
+bench-images: $(STAMP) packages ## images only (BENCH_ARGS='--only update --runs 1')
 	@$(PYTHON) -m benchmarks.images --json docs/benchmark.json --chart docs/images/benchmark.svg \
 		$(BENCH_ARGS)
+
+bench-models: $(STAMP) packages ## models only (BENCH_ARGS='--only one --runs 1')
+	@$(PYTHON) -m benchmarks.models --json docs/benchmark-models.json \
+		--chart docs/images/benchmark-models.svg $(BENCH_ARGS)
 
 lint: $(STAMP) ## formatting, rules, types, and which package imports which
 	@$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
-"""The newcomer's first run: two pretend servers, and images shipped to them twice.
+"""The newcomer's first run: two pretend servers, with images and a model brought to them.
 
 Everything is real (sshd, dockerd, a Prefect server and worker) and private to the
-demo; nothing is left running. The history stays for `make ui`.
+demo, but for the hub that the model comes from, which is the lab's stand-in; nothing is
+left running. The history stays for `make ui`.
 
     python -m deployments.demo
 """
@@ -9,15 +10,17 @@ demo; nothing is left running. The history stays for `make ui`.
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from blocks.errors import CommandFailed, CrossgapError
 from deployments.register import register
-from deployments.runs import run_deployment, run_seconds, table_rows
+from deployments.runs import WatchedRun, run_deployment, run_seconds, table_rows
 from deployments.server import PrivateServer, exit_on_signals
 from deployments.text_table import text_table
 from deployments.ui import NAME, PORT
@@ -38,6 +41,9 @@ HOSTS = ("gpu1", "gpu2")
 DEPLOYMENT = "ship-images/manual"
 TABLE = "ship-images-table"
 SUMMARY = "ship-images-summary"
+MODEL = "crossgap-demo/tiny-chat"
+MODEL_DEPLOYMENT = "fetch-model/manual"
+MODEL_SUMMARY = "fetch-model-summary"
 
 _MB = 1_000_000
 _BASE = LayerSpec({"usr/lib/base.bin": 12 * _MB})
@@ -94,8 +100,10 @@ def demo() -> None:
         first = _ship(server, lab, images)
         _say("The same run again ...")
         second = _ship(server, lab, images)
-    _require_nothing_sent(second)
-    _report(first, second)
+        _require_nothing_sent(second)
+        _say(f"Fetching a model from a hub, and bringing it to {' and '.join(HOSTS)} ...")
+        model = _fetch_model(server)
+    _report(first, second, model)
     _say(f"Done in {duration_text(time.monotonic() - started)}; nothing is left running.")
 
 
@@ -133,16 +141,40 @@ def _free_limits() -> None:
 def _ship(server: PrivateServer, lab: Lab, images: Sequence[str]) -> Shipment:
     before = lab.bytes_sent()
     parameters = {"images": list(images), "hosts": list(HOSTS), "verify": "start"}
-    run = run_deployment(
-        server, DEPLOYMENT, parameters, on_line=lambda line: print(line, flush=True)
-    )
-    url = f"{server.ui_url}/runs/flow-run/{run.id}"
-    if run.exit_code:
-        raise CommandFailed("it did not complete", f"flow run {url}", "Its log above says why.")
+    run, url = _run(server, DEPLOYMENT, parameters)
     with server.connected():
         rows = table_rows(run.id, TABLE)
         seconds = run_seconds(run.id)
     return Shipment(rows, seconds, lab.bytes_sent() - before, url)
+
+
+def _fetch_model(server: PrivateServer) -> list[dict[str, Any]]:
+    """Bring a small model with random weights to the hosts; return the run's table."""
+    from blocks.model_hub import HubEndpoint, ModelHub
+    from tests.lab.hub import LabHub
+    from tests.lab.models import make_tiny_model
+
+    with tempfile.TemporaryDirectory(prefix="crossgap-demo-") as folder, LabHub() as hub:
+        make_tiny_model(Path(folder) / "origin")
+        hub.add(MODEL, Path(folder) / "origin")
+        with server.connected():
+            ModelHub(endpoints=[HubEndpoint(url=hub.url)]).save("demo-hub", overwrite=True)
+        parameters = {"model": MODEL, "hub": "demo-hub", "hosts": list(HOSTS)}
+        run, _ = _run(server, MODEL_DEPLOYMENT, {**parameters, "destination": f"{folder}/models"})
+    with server.connected():
+        return table_rows(run.id, "fetch-model-table")
+
+
+def _run(
+    server: PrivateServer, deployment: str, parameters: Mapping[str, Any]
+) -> tuple[WatchedRun, str]:
+    run = run_deployment(
+        server, deployment, parameters, on_line=lambda line: print(line, flush=True)
+    )
+    url = f"{server.ui_url}/runs/flow-run/{run.id}"
+    if run.exit_code:
+        raise CommandFailed("it did not complete", f"flow run {url}", "Its log above says why.")
+    return run, url
 
 
 def _require_nothing_sent(shipment: Shipment) -> None:
@@ -155,7 +187,7 @@ def _require_nothing_sent(shipment: Shipment) -> None:
         )
 
 
-def _report(first: Shipment, second: Shipment) -> None:
+def _report(first: Shipment, second: Shipment, model: Sequence[Mapping[str, Any]]) -> None:
     again = {(row["image"], row["host"]): row for row in second.rows}
     rows = [
         [
@@ -174,7 +206,10 @@ def _report(first: Shipment, second: Shipment) -> None:
     for title, run in (("first run", first), ("same again", second)):
         took, wire = duration_text(run.seconds), bytes_text(run.wire_bytes)
         print(f"{title + ':':<12}{took}, {wire} on the wire to the hosts in all")
-    print("\nTo see both runs in the UI:  make ui")
+    print(f"\nModel {MODEL}:")
+    columns = ["what", "from", "to", "files", "bytes"]
+    print(text_table(columns, [[str(row[name]) for name in columns] for row in model]))
+    print("\nTo see all runs in the UI:  make ui")
     print(f"then open  {first.url}\n")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from blocks.errors import CrossgapError, NotFound
 from deployments.browser import browser
-from deployments.demo import DEPLOYMENT, SUMMARY
+from deployments.demo import DEPLOYMENT, MODEL_DEPLOYMENT, MODEL_SUMMARY, SUMMARY
 from deployments.register import register
 from deployments.server import PrivateServer, exit_on_signals
 from deployments.ui import NAME, PORT
@@ -23,7 +23,7 @@ IMAGES = Path(__file__).resolve().parent / "images"
 
 
 def take_pictures(server: PrivateServer) -> list[Path]:
-    """Photograph the run, its summary, the run form and the block form.
+    """Photograph runs, their summaries, the forms of runs and the form of a block.
 
     Args:
         server: It has the demo's history.
@@ -34,12 +34,15 @@ def take_pictures(server: PrivateServer) -> list[Path]:
     Raises:
         NotFound: There is no history, or no Chromium.
     """
-    run, summary, deployment = _subjects(server)
+    run, summary, deployment = _subjects(server, DEPLOYMENT, SUMMARY, runs=2)
+    _, model_summary, model_deployment = _subjects(server, MODEL_DEPLOYMENT, MODEL_SUMMARY, runs=1)
     pictures = {
         "run": (f"/runs/flow-run/{run}", "Completed"),
         "summary": (f"/artifacts/artifact/{summary}", SUMMARY),
         "run-form": (f"/deployments/deployment/{deployment}/run", "Parameters"),
         "block-form": ("/blocks/catalog/ssh-host/create", "Address"),
+        "model-summary": (f"/artifacts/artifact/{model_summary}", MODEL_SUMMARY),
+        "model-form": (f"/deployments/deployment/{model_deployment}/run", "Parameters"),
     }
     IMAGES.mkdir(exist_ok=True)
     files = []
@@ -54,8 +57,17 @@ def take_pictures(server: PrivateServer) -> list[Path]:
     return files
 
 
-def _subjects(server: PrivateServer) -> tuple[str, str, str]:
-    """Return the ids of the demo's first newest run, its summary and its deployment."""
+def _subjects(
+    server: PrivateServer, deployment_name: str, summary: str, runs: int
+) -> tuple[str, str, str]:
+    """Return the ids of the first of a deployment's newest runs, its summary, and the deployment.
+
+    Args:
+        server: It has the demo's history.
+        deployment_name: The deployment.
+        summary: The summary's key.
+        runs: How many runs of it the demo makes.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         ArtifactFilter,
@@ -70,20 +82,20 @@ def _subjects(server: PrivateServer) -> tuple[str, str, str]:
     none = NotFound("it has no run in its history", "The demo", "Run `make demo` first.")
     with server.connected(), get_client(sync_client=True) as client:
         try:
-            deployment = client.read_deployment_by_name(DEPLOYMENT).id
+            deployment = client.read_deployment_by_name(deployment_name).id
         except ObjectNotFound:
             raise none from None
         of_deployment = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
-        runs = client.read_flow_runs(
-            flow_run_filter=of_deployment, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=2
+        newest = client.read_flow_runs(
+            flow_run_filter=of_deployment, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=runs
         )
-        if len(runs) < 2:
+        if len(newest) < runs:
             raise none
-        first = runs[1].id  # the second sent nothing
+        first = newest[-1].id
         summaries = client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[first]),
-                key=ArtifactFilterKey(any_=[SUMMARY]),
+                key=ArtifactFilterKey(any_=[summary]),
             )
         )
     return str(first), str(summaries[0].id), str(deployment)

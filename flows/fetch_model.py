@@ -38,8 +38,8 @@ def fetch_model(
             /data/models/qwen3, that something else fetched.
         revision: Branch, tag or commit; it is pinned to a commit.
         hub: Name of a Model Hub block.
-        include: Only these files, such as *.safetensors; empty for all.
-        exclude: Not these files, such as *.bin or original/*.
+        include: Only these files, such as `*.safetensors`; empty for all.
+        exclude: Not these files, such as `*.bin` or `original/`.
         destination: Folder of models on the worker's machine.
         hosts: Names of host blocks, or SITE:GROUP, that it is brought to.
         host_destination: Folder of models there; empty for the one of each host's block.

@@ -304,7 +304,11 @@ def test_a_cancelled_run_leaves_nothing_at_work_and_nothing_half_made(
 
 
 @pytest.mark.parametrize(
-    "moments", [("verifying", "sending", "saving"), ("cleaning", "loading", "loading")]
+    "moments",
+    [
+        ("verifying", "sending", "loading"),
+        pytest.param(("cleaning", "saving", "loading"), marks=pytest.mark.torture),
+    ],
 )
 def test_runs_that_were_killed_are_taken_up_by_the_next(
     worker: PrivateServer,
