@@ -93,9 +93,11 @@ def hash_folder(
 
     def hashed(file: ModelFile) -> ModelFile:
         path = folder / file.path
-        before = held_here(path, file)
-        found = hash_file(path, file)
-        if not before.is_as(held_here(path, file)):
+        with local_errors(path):
+            before = held_here(path, file)
+            found = hash_file(path, file)
+            after = held_here(path, file)
+        if not before.is_as(after):
             raise Damaged(
                 "it changed while it was hashed",
                 str(path),
