@@ -34,8 +34,8 @@ def fetch_model(
     that was cut off goes on where it stopped.
 
     Args:
-        model: A name such as Qwen/Qwen3-8B, or a folder on the worker's machine, such as
-            /data/models/qwen3, that something else fetched.
+        model: A name such as Qwen/Qwen3-8B, or a folder that something else fetched: on the
+            worker's machine, such as /data/qwen3, or on a host, such as gpu1:/data/qwen3.
         revision: Branch, tag or commit; it is pinned to a commit.
         hub: Name of a Model Hub block.
         include: Only these files, such as `*.safetensors`; empty for all.
@@ -57,7 +57,7 @@ def fetch_model(
         asked = Asked(model, revision, hub, include, exclude, destination)
         named = [load_host(name) for name in expand_hosts(hosts, host_names)] if hosts else []
         with (
-            find_model(asked, alone=not dry_run) as source,
+            find_model(asked, wanted=bool(hosts), alone=not dry_run) as source,
             hosts_locked([] if dry_run else named) as locked,
             ends_remote_work(),
         ):

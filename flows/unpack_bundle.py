@@ -1,4 +1,4 @@
-"""Images from a disk that was carried by hand."""
+"""Images and models from a disk that was carried by hand."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ from collections.abc import Mapping, Sequence
 from prefect import flow
 
 from blocks.cancellation import ends_remote_work
+from blocks.host import Host
 from tasks.bundles.inventory import inventory_of
 from tasks.bundles.manifest import Manifest
 from tasks.bundles.reading import OpenBundle
-from tasks.bundles.report import not_unpacked, unpack_run_name
+from tasks.bundles.report import not_unpacked, note_unpack_plan, unpack_report, unpack_run_name
+from tasks.bundles.results import UnpackPlan
 from tasks.bundles.steps import UNPACK, check_bundle, hosts_named, keep_inventory, known_inventory
 from tasks.common.failures import collect
 from tasks.common.locks import hosts_locked
-from tasks.images.bundle_source import BundleSource, images_left
-from tasks.images.bundling import KIND, BundledImage, describe_files, open_images, parse_items
-from tasks.images.plan import Shipment, plan_shipment
-from tasks.images.results import Shipped, ShipResult
-from tasks.images.ship_report import note_plan, note_results, ship_report
-from tasks.images.shipping import Terms, ship_to
-from tasks.images.steps import look_at_host
+from tasks.images import bundling as image_bundling
+from tasks.images.bundle_source import (
+    BundleSource,
+    images_left,
+    plan_unpacking,
+    row_of,
+    unpack_images,
+)
+from tasks.images.bundling import BundledImage
+from tasks.images.results import ShipResult
+from tasks.images.ship_report import note_results
 from tasks.images.store import Store
+from tasks.models import bundling as model_bundling
+from tasks.models.bundling import BundledModel
+from tasks.models.unpacking import UnpackedModel, models_there, plan_deliveries, unpack_models
+
+IMAGES, MODELS = image_bundling.KIND, model_bundling.KIND
 
 
 @flow(name=UNPACK, flow_run_name=unpack_run_name)
@@ -30,76 +41,97 @@ def unpack_bundle(
     hosts: list[str] = [],  # noqa: B006 - Prefect shows the default in the form
     verify_with: str = "",
     dry_run: bool = False,
-) -> list[ShipResult] | Shipment:
-    """Bring what is on a carried disk to servers, or into this machine's engine.
+) -> list[ShipResult | UnpackedModel] | UnpackPlan:
+    """Bring what is on a carried disk to servers, or to this machine.
 
-    All of the bundle is verified before any engine is touched; then each host gets the
-    layers that it lacks. What each has afterwards is noted in an inventory, for the since of
-    the next bundle.
+    All of the bundle is verified before anything is touched; then each host gets the layers
+    and files that it lacks: images into its engine, models into its folder of models. What
+    each has afterwards is noted in an inventory, for the since of the next bundle.
 
     Args:
         path: The bundle's folder.
-        hosts: Names of host blocks, or SITE:GROUP; none for this machine's engine.
+        hosts: Names of host blocks, or SITE:GROUP; none for this machine's engine and ~/models.
         verify_with: The public SSH key (or the path of one, or of an allowed_signers file)
             that has to have signed it; empty to take unsigned bundles too.
         dry_run: Only verify the bundle and show what would be done.
 
     Returns:
-        One result per image and host; of a dry run the plan.
+        One result per image or model and host; of a dry run the plan.
 
     Raises:
         SeveralFailures: Everything that failed; what succeeded stays done.
     """
-    with ship_report(UNPACK, ["a bundle"], hosts or ["this machine"], planned=dry_run) as report:
+    with unpack_report(path, hosts, planned=dry_run) as report:
         named = hosts_named(hosts)
         bundle = check_bundle(path, verify_with, _about)
         report.done.append(bundle.sentence)
-        report.left += not_unpacked(bundle.manifest, KIND)
-        images = parse_items(bundle.manifest.contents.get(KIND, ()), path)
-        carried = open_images(images, bundle.content, path)
+        report.left += not_unpacked(bundle.manifest, (IMAGES, MODELS))
+        images = image_bundling.open_images(_images(bundle.manifest), bundle.content, path)
+        models = model_bundling.open_models(_models(bundle.manifest), bundle.content, bundle.folder)
         with (
-            BundleSource(carried, Store.default()) as place,
+            BundleSource(images, Store.default()) as place,
             hosts_locked([] if dry_run else named) as locked,
             ends_remote_work(),
         ):
-            report.fail(locked.failures)
-            machines = {host.label: host for host in (named if dry_run else locked.hosts)}
-            looked = collect(
-                lambda host: look_at_host(host.name, place.wanted_on),
-                machines.values(),
+            machines = named if dry_run else locked.hosts
+            shipment, unseen = plan_unpacking(place, machines, bundle.base)
+            deliveries, refused = plan_deliveries(models, machines, bundle.base, alone=not dry_run)
+            report.fail([*locked.failures, *unseen])
+            if dry_run:
+                report.fail([*shipment.shipment.problems, *refused])
+                rows = shipment.rows() + [row for one in deliveries for row in one.rows()]
+                return note_unpack_plan(report, bundle.manifest, rows)
+            note_results(report, report.taken(unpack_images(place, shipment)))
+            delivered, failures = unpack_models(deliveries, machines)
+            report.fail([*refused, *failures])
+            report.done += [one.sentence for one in delivered]
+            report.rows = [
+                *(row_of(one) for one in report.results),
+                *(one.row for one in delivered),
+            ]
+            report.results += delivered
+            served = {one.host for one in report.results}
+            noted = collect(
+                lambda host: _note_inventory(bundle, host, report.results),
+                [host for host in machines if host.name in served],
                 name=lambda host: host.label,
             )
-            facts = {found.host: found for found in report.taken(looked)}
-            shipment = plan_shipment(list(facts.values()), place.forms())
-            shipment = place.with_bases(shipment, bundle.base)
-            if dry_run:
-                note_plan(report, shipment)
-                return shipment
-            with place.supply(shipment) as supply:
-                shipped = collect(
-                    lambda plan: ship_to(
-                        machines[plan.host], plan, facts[plan.host], supply, Terms()
-                    ),
-                    shipment.hosts,
-                    name=lambda plan: plan.host,
-                )
-            outcomes = report.taken(shipped)
-            note_results(report, outcomes)
-            report.done += [_note_inventory(bundle, images, one) for one in outcomes if one.results]
+            report.done += report.taken(noted)
     return report.results
 
 
+def _images(manifest: Manifest) -> tuple[BundledImage, ...]:
+    return image_bundling.parse_items(manifest.contents.get(IMAGES, ()), "bundle.json")
+
+
+def _models(manifest: Manifest) -> tuple[BundledModel, ...]:
+    return model_bundling.parse_items(manifest.contents.get(MODELS, ()), "bundle.json")
+
+
 def _about(manifest: Manifest) -> Mapping[str, str]:
-    return describe_files(parse_items(manifest.contents.get(KIND, ()), "bundle.json"))
+    images = image_bundling.describe_files(_images(manifest))
+    return images | model_bundling.describe_files(_models(manifest))
 
 
-def _note_inventory(bundle: OpenBundle, images: Sequence[BundledImage], shipped: Shipped) -> str:
-    """Note what a host has now: the images of the bundle, and what it had of earlier ones."""
-    host = shipped.results[0].host
-    arrived = {row.image for row in shipped.results}
-    own = [image for image in images if image.name in arrived]
-    earlier = parse_items(known_inventory(host).get(KIND, ()), f"the inventory of {host}")
-    left = images_left(host, [image for image in earlier if image.name not in arrived])
-    contents = {KIND: tuple(image.item() for image in (*own, *left))}
-    place = keep_inventory(inventory_of(host, bundle.manifest.id, contents), bundle.folder)
-    return f"What {host} has now is noted in {place}: name it in since for the next bundle."
+def _note_inventory(
+    bundle: OpenBundle, host: Host, results: Sequence[ShipResult | UnpackedModel]
+) -> str:
+    """Note what a host has now: what the bundle brought, and what it had of earlier ones."""
+    earlier, where = known_inventory(host.name), f"the inventory of {host.name}"
+    arrived = {
+        one.image for one in results if isinstance(one, ShipResult) and one.host == host.name
+    }
+    known = image_bundling.parse_items(earlier.get(IMAGES, ()), where)
+    images = [image for image in _images(bundle.manifest) if image.name in arrived]
+    images += images_left(host.name, [image for image in known if image.name not in arrived])
+    models = [
+        *_models(bundle.manifest),
+        *model_bundling.parse_items(earlier.get(MODELS, ()), where),
+    ]
+    there = models_there(host, {model.revision.model for model in models})
+    contents = {
+        IMAGES: tuple(image.item() for image in images),
+        MODELS: tuple(model.item() for model in there),
+    }
+    place = keep_inventory(inventory_of(host.name, bundle.manifest.id, contents), bundle.folder)
+    return f"What {host.name} has now is noted in {place}: name it in since for the next bundle."

@@ -88,3 +88,17 @@ class BundlePlan:
         """
         size = sum(int(row["size"]) for row in rows)
         return cls(str(target), size, -(-size // largest), base, tuple(rows))
+
+
+@dataclass(frozen=True)
+class UnpackPlan:
+    """What unpacking a bundle would do.
+
+    Args:
+        bundle: The bundle's id.
+        contents: One row per thing and host: `what`, `host`, and in words `action` and the
+            `size` of what would be sent, unpacked.
+    """
+
+    bundle: str
+    contents: tuple[Mapping[str, Any], ...]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from blocks.cancellation import current_cancellation
 from blocks.content import Content
@@ -72,6 +72,22 @@ class Source:
     discard: Callable[[], object] | None = None
 
 
+class Packed(Protocol):
+    """Things of one kind, ready to be written into a bundle."""
+
+    @property
+    def files(self) -> Sequence[Any]:
+        """What they become: dataclasses with the fields of a `Source`."""
+
+    @property
+    def items(self) -> Items:
+        """What the bundle's manifest says of them."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What its table of contents says of them."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a bundle is to be.
@@ -91,6 +107,30 @@ class Recipe:
     base: Base | None
     largest_part: int
     sign_with: str = ""
+
+    @classmethod
+    def of(
+        cls, kinds: Mapping[str, Packed], base: Base | None, largest_part: int, sign_with: str
+    ) -> Recipe:
+        """Put a bundle together out of several kinds of things.
+
+        Args:
+            kinds: What there is of each; one of which there is nothing is not mentioned.
+            base: What it builds on.
+            largest_part: Bytes that a file on the disk may have.
+            sign_with: Path of the key to sign with, or nothing.
+        """
+        held = {kind: packed for kind, packed in kinds.items() if packed.items}
+        return cls(
+            sources=tuple(
+                Source(**vars(file)) for packed in kinds.values() for file in packed.files
+            ),
+            contents={kind: packed.items for kind, packed in held.items()},
+            sections=tuple(Section(k.capitalize(), packed.lines) for k, packed in held.items()),
+            base=base,
+            largest_part=largest_part,
+            sign_with=sign_with,
+        )
 
 
 def existing_bundle(target: Path, recipe: Recipe) -> Manifest | None:

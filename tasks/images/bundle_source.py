@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from blocks.errors import CrossgapError
 from blocks.hosts import load_host
+from tasks.common.failures import Collected, collect
 from tasks.common.retry import retrying
 from tasks.images.blobs import Layer
 from tasks.images.bundling import BundledImage, CarriedImages, lacking_base
-from tasks.images.facts import ImageFacts
+from tasks.images.facts import HostFacts, ImageFacts
 from tasks.images.host_facts import read_images
-from tasks.images.plan import HostPlan, Shipment
+from tasks.images.plan import HostPlan, Shipment, plan_shipment
+from tasks.images.results import Shipped, ShipResult
+from tasks.images.shipping import Terms, ship_to
 from tasks.images.sources import FixedSource, known_forms
+from tasks.images.steps import look_at_host
 from tasks.images.store import Store, StoredImage
 from tasks.images.supply import Supply
+
+if TYPE_CHECKING:
+    from blocks.host import Host
 
 
 class BundleSource(FixedSource):
@@ -70,6 +79,71 @@ class BundleSource(FixedSource):
         )
         problems = tuple(error for error in errors if error is not None)
         return replace(plan, problems=(*plan.problems, *problems))
+
+
+@dataclass(frozen=True)
+class Unpacking:
+    """What of a bundle's images goes to which host.
+
+    Args:
+        hosts: The hosts, by their label.
+        facts: What is known of each.
+        shipment: The plan.
+    """
+
+    hosts: Mapping[str, Host]
+    facts: Mapping[str, HostFacts]
+    shipment: Shipment
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Say host by host what would be done, for tables."""
+        return [{**row, "what": row["image"]} for row in self.shipment.as_rows()]
+
+
+def plan_unpacking(
+    place: BundleSource, hosts: Sequence[Host], base: str
+) -> tuple[Unpacking, tuple[CrossgapError, ...]]:
+    """Find out what of a bundle's images goes where, before the first byte.
+
+    Args:
+        place: The bundle's images; for none of them no engine is asked.
+        hosts: The hosts.
+        base: What the bundle builds on, in words.
+
+    Returns:
+        The plan, and why some hosts are not in it.
+    """
+    machines = {host.label: host for host in hosts if place.wanted_on("")}
+    looked = collect(
+        lambda host: look_at_host(host.name, place.wanted_on),
+        machines.values(),
+        name=lambda host: host.label,
+    )
+    facts = {found.host: found for found in looked.results}
+    shipment = plan_shipment(looked.results, place.forms())
+    return Unpacking(machines, facts, place.with_bases(shipment, base)), looked.failures
+
+
+def unpack_images(place: BundleSource, planned: Unpacking) -> Collected[Shipped]:
+    """Bring a bundle's images to hosts.
+
+    Args:
+        place: The bundle's images.
+        planned: Where they go.
+    """
+    with place.supply(planned.shipment) as supply:
+        return collect(
+            lambda plan: ship_to(
+                planned.hosts[plan.host], plan, planned.facts[plan.host], supply, Terms()
+            ),
+            planned.shipment.hosts,
+            name=lambda plan: plan.host,
+        )
+
+
+def row_of(result: ShipResult) -> dict[str, Any]:
+    """Return the row of an image in a table of all that was unpacked."""
+    return {**vars(result), "what": result.image, "sent": result.layers_sent}
 
 
 @task(task_run_name="see what else {host} has", cache_policy=NO_CACHE, **retrying(retries=2))

@@ -247,11 +247,12 @@ def files_of(images: Sequence[LayoutImage], base: str, parts_of: PartsOf) -> dic
     """Return the files of a bundle that holds some images, by path.
 
     Args:
-        images: What its layout holds.
+        images: What its layout holds; of none there is only what loads the rest.
         base: What the far side has to have already, in words; nothing where all is in it.
         parts_of: Gives the names of the parts that a file of a path and size lies in.
     """
-    files = {path: Content((content,)) for path, content in documents(images).items()}
+    laid_out = documents(images) if images else {}
+    files = {path: Content((content,)) for path, content in laid_out.items()}
     files |= {blob_path(blob.digest): blob.content for blob in carried_layers(images)}
     loaded: set[str] = set()
     table = []
@@ -262,7 +263,8 @@ def files_of(images: Sequence[LayoutImage], base: str, parts_of: PartsOf) -> dic
         files[f"load/{key}.list"] = Content((listing,))
         manifest = digest_of(image.manifest())
         table.append(f"{key} {image.config_digest} {manifest} {image.name}\n")
-    files[_TABLE] = Content(("".join(table).encode(),))
+    if table:
+        files[_TABLE] = Content(("".join(table).encode(),))
     if base:
         files[_BASE] = Content((f"{base}\n".encode(),))
     files["load.sh"] = Content.of_file(Path(__file__).with_name("load.sh"))

@@ -11,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.content import Content
+from blocks.errors import InvalidInput
 from tasks.common.retry import retrying
 from tasks.images.blobs import Layer
 from tasks.images.bundling import (
@@ -27,7 +28,10 @@ from tasks.images.bundling import (
 )
 from tasks.images.layout import blob_path
 from tasks.images.plan import HostPlan, Send, Shipment
+from tasks.images.sources import EngineSource, Source
+from tasks.images.store import Store
 from tasks.images.supply import Supply
+from tasks.images.wanted import Wanted, find_source
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,28 @@ class PackedImages:
     items: tuple[dict[str, Any], ...]
     lines: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
+
+
+def find_images(names: Sequence[str], *, required: bool) -> Source:
+    """Look the images up that a bundle shall hold.
+
+    Args:
+        names: Names, or `compose:PATH`.
+        required: Whether there have to be any; if not, no engine is needed for none.
+
+    Raises:
+        InvalidInput: There are none, and have to be.
+        CrossgapError: As for `find_source`.
+    """
+    if names:
+        return find_source(Wanted(names))
+    if required:
+        raise InvalidInput(
+            "nothing is named that could be packed",
+            "images and models",
+            "Name images such as ragflow:v0.27.0, models such as Qwen/Qwen3-8B, or both.",
+        )
+    return EngineSource((), Store.default())
 
 
 def shipment_of(plan: Sequence[PackedImage], place: str) -> Shipment:

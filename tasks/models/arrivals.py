@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blocks.cancellation import current_cancellation
+from blocks.content import Content
 from tasks.models.files import ModelFile
 
 # A cancelled run wakes nobody who waits for a file, so they look now and then.
@@ -18,11 +19,11 @@ class Arrived(NamedTuple):
 
     Args:
         file: The file, with its SHA-256.
-        path: Where it lies here.
+        path: Where it lies here, or its bytes where they lie in parts.
     """
 
     file: ModelFile
-    path: Path
+    path: Path | Content
 
 
 class Arrivals:
@@ -34,12 +35,12 @@ class Arrivals:
         self._by_path: dict[str, Arrived] = {}
         self._error: Exception | None = None
 
-    def give(self, file: ModelFile, path: Path) -> None:
+    def give(self, file: ModelFile, path: Path | Content) -> None:
         """Make a file available.
 
         Args:
             file: The file, with its SHA-256.
-            path: Where it lies here.
+            path: Where it lies here, or its bytes where they lie in parts.
         """
         with self._changed:
             if file.path in self._by_path:

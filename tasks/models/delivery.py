@@ -313,8 +313,8 @@ class _Delivering:
         with self._lock:
             self._packs += 1
             name = f".pack-{self._packs}"
-        ranges = tuple(FileRange(path, 0, file.size) for file, path in batch)
-        self._put(Content(ranges), name, "", len(batch), self._meter.part())
+        pieces = tuple(piece for arrived in batch for piece in _pieces(arrived))
+        self._put(Content(pieces), name, "", len(batch), self._meter.part())
         size = sum(file.size for file, _ in batch)
         lines = "".join(f"{file.size} {file.path}\n" for file, _ in batch)
         argv = remote_scripts.split(self._incoming, name)
@@ -367,6 +367,11 @@ class _Delivering:
         self, argv: Sequence[str], data: bytes = b"", timeout: float = SECONDS
     ) -> CommandResult:
         return run_script(self._host, argv, self._folder, data=data, timeout=timeout)
+
+
+def _pieces(arrived: Arrived) -> Sequence[FileRange | bytes]:
+    file, path = arrived
+    return path.pieces if isinstance(path, Content) else (FileRange(path, 0, file.size),)
 
 
 def _proven(held: HeldFile, digest: str) -> HeldFile:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import signal
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from tasks.bundles import writing
 from tasks.bundles.contents import Section
 from tasks.bundles.manifest import Base, parse_manifest
 from tasks.bundles.reading import open_bundle
-from tasks.bundles.report import refuse_models
+from tasks.bundles.report import pack_subject
 from tasks.bundles.writing import Recipe, Source, write_bundle
 
 MIB = 1 << 20
@@ -314,10 +314,34 @@ def test_a_key_that_cannot_sign_is_refused_before_writing(tmp_path: Path, recipe
     assert not (tmp_path / "b.unfinished").exists()
 
 
-def test_models_are_refused_for_now() -> None:
-    refuse_models([])
-    with pytest.raises(InvalidInput, match="models"):
-        refuse_models(["Qwen/Qwen3-8B"])
+def test_a_bundle_is_put_together_of_several_kinds_and_names_those_that_are_in_it() -> None:
+    @dataclass(frozen=True)
+    class Kind:
+        files: tuple[Source, ...]
+        items: tuple[dict[str, str], ...]
+        lines: tuple[str, ...]
+
+    one, loader = in_memory("models/sha256/aa", SMALL), in_memory("load.sh", b"exit")
+    kinds = {"images": Kind((loader,), (), ()), "models": Kind((one,), ({"name": "m"},), ("m",))}
+    recipe = Recipe.of(kinds, None, MIB, "")
+    assert recipe.sources == (loader, one)
+    assert recipe.contents == {"models": ({"name": "m"},)}
+    assert recipe.sections == (Section("Models", ("m",)),)
+
+
+@pytest.mark.parametrize(
+    ("images", "models", "said"),
+    [
+        (["a:1"], [], "Pack a:1 into disk"),
+        (["a:1", "b:1"], ["Qwen/Qwen3-8B"], "Pack 2 images and Qwen/Qwen3-8B into disk"),
+        ([], ["a/b", "c/d"], "Pack 2 models into disk"),
+        ([], [], "Pack 0 images into disk"),
+    ],
+)
+def test_a_run_is_named_after_what_it_packs(
+    images: list[str], models: list[str], said: str
+) -> None:
+    assert pack_subject("/media/disk", images, models) == said
 
 
 def _name(file: int) -> str:

@@ -72,6 +72,11 @@ def test_without_anything_known_each_layer_goes_in_once() -> None:
     assert "load/base" not in files
 
 
+def test_of_no_images_there_is_only_what_loads_the_rest() -> None:
+    _, files = packed([])
+    assert set(files) == {"load.sh"}
+
+
 def test_what_the_far_side_has_is_left_out() -> None:
     known, _ = packed([("app:1", (BASE, APP))])
     items, files = packed([("app:2", (BASE, APP, NEW))], known)
