@@ -44,7 +44,7 @@ register: $(STAMP) ## block types and deployments, to the server that PREFECT_AP
 	@$(PYTHON) -m deployments.register
 
 test: $(STAMP) packages ## all tests but the long ones (PYTEST_ARGS='-k name' picks some)
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+	@$(PYTHON) -m $(if $(PYTEST_ARGS),pytest $(PYTEST_ARGS),tests.run)
 
 test-unit test-integration test-e2e: test-%: $(STAMP)
 	@$(PYTHON) -m pytest tests/$* $(PYTEST_ARGS)

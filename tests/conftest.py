@@ -15,17 +15,20 @@ from tests.prefect_api import prefect_api  # noqa: F401 - the fixture of that na
 
 TESTS = Path(__file__).resolve().parent
 # Seconds per test by folder. They only end what hangs, so they are generous.
-TIMEOUTS = {"unit": 60, "integration": 300, "e2e": 900}
+TIMEOUTS = {"unit": 120, "integration": 300, "e2e": 900}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, and give it that folder's time limit if it has none."""
+    """Mark each test by its folder and by what it needs; give it that folder's time limit."""
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
         if folder in TIMEOUTS:
             item.add_marker(folder)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIMEOUTS[folder]))
+        used = set(getattr(item, "fixturenames", ()))
+        if folder == "unit" or ("prefect_api" in used and not used & {"lab", "engine"}):
+            item.add_marker("hostless")
 
 
 def _without(error: LabUnavailable) -> NoReturn:
