@@ -83,7 +83,8 @@ class Connections:
             CrossgapError: The place does not give it.
         """
         self._place = place
-        while piece.at < piece.stop:
+        # One that helps and finds the disk full ends all; `wait` says so.
+        while piece.at < piece.stop and not self._stop.is_set():
             before = piece.at
             try:
                 self._fetch(place, piece, self._call_for_help)

@@ -46,22 +46,41 @@ def list_folder(
         )
     with local_errors(folder):
         files = tuple(_files_in(folder))
+    return check_names(files, include, exclude, str(folder))
+
+
+def check_names(
+    files: Sequence[ModelFile], include: Sequence[str], exclude: Sequence[str], where: str
+) -> tuple[ModelFile, ...]:
+    """Choose files of a folder, if all of them are whole and can be kept in a manifest.
+
+    Args:
+        files: All its files.
+        include: Patterns of files; none for all.
+        exclude: Patterns of files to leave out.
+        where: The folder.
+
+    Raises:
+        NotFound: There are none.
+        InvalidInput: Nothing fits the patterns, or a name cannot be kept in a manifest.
+        Conflict: A download into it has not ended.
+    """
     if not files:
-        raise NotFound("there is no file in it", str(folder), "Give the folder with the files.")
+        raise NotFound("there is no file in it", where, "Give the folder with the files.")
     for file in files:
         if file.path.endswith(_UNFINISHED):
             raise Conflict(
                 f"{file.path} is a download that has not ended",
-                str(folder),
+                where,
                 "Let it end, or remove that file.",
             )
         if not file.path.isprintable() or "\\" in file.path:
             raise InvalidInput(
                 f"the name {file.path!r} has control characters or backslashes",
-                str(folder),
+                where,
                 "Rename it: such names cannot be kept in a manifest.",
             )
-    return chosen_files(files, include, exclude, str(folder))
+    return chosen_files(files, include, exclude, where)
 
 
 def _files_in(folder: Path) -> Iterator[ModelFile]:
@@ -110,12 +129,27 @@ def hash_folder(
     done = collect(hashed, files, name=lambda file: file.path, at_once=HASHES_AT_ONCE)
     if done.failures:
         raise SeveralFailures(done.failures, str(folder))
-    text = "".join(f"{file.sha256}  {file.path}\n" for file in done.results).encode()
+    record, text = named_by_content(folder.resolve().name, str(folder), done.results)
     if manifest:
         _write(folder / MANIFEST, text)
+    return record
+
+
+def named_by_content(name: str, asked: str, files: Sequence[ModelFile]) -> tuple[Record, bytes]:
+    """Make a revision of files that no hub knows.
+
+    Args:
+        name: The folder's.
+        asked: The folder as it was asked for.
+        files: Its files, with their SHA-256.
+
+    Returns:
+        The revision, whose commit is made of the hashes, and its manifest.
+    """
+    text = "".join(f"{file.sha256}  {file.path}\n" for file in files).encode()
     commit = hashlib.sha1(text, usedforsecurity=False).hexdigest()
-    name = f"local/{folder.resolve().name}"
-    return Record(Revision(name, str(folder), commit, done.results), compared=False)
+    revision = Revision(f"local/{name}", asked, commit, tuple(files))
+    return Record(revision, compared=False), text
 
 
 def _write(path: Path, content: bytes) -> None:

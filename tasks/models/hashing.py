@@ -18,7 +18,8 @@ from tasks.models.part_file import PartFile
 
 _CHUNK = 1 << 20
 _LOOK_EVERY = 0.5
-_SETTLE_EVERY = 30.0
+# Seconds; what the disk has already does not have to be waited for at the end.
+_SETTLE_EVERY = 1.0
 
 
 class Digest:

@@ -11,12 +11,12 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.cancellation import current_cancellation
-from blocks.errors import SeveralFailures
+from blocks.errors import DiskFull, SeveralFailures
 from blocks.local_host import LocalHost
 from blocks.logs import logger
 from blocks.pouring import local_errors
@@ -25,14 +25,16 @@ from tasks.common.waiting import Waiting
 from tasks.models import revision_folder
 from tasks.models.arrivals import Arrivals
 from tasks.models.fetching import Terms, Wanted, fetch_files
-from tasks.models.files import OWN_FOLDER, ModelFile
+from tasks.models.files import OWN_FOLDER, ModelFile, Revision
 from tasks.models.hashing import hash_file, is_as_promised
+from tasks.models.part_file import bytes_there
 from tasks.models.places import Place
 from tasks.models.remote_facts import HeldFile, HostModel, read_host_model
-from tasks.models.remote_plan import Delivery, Keep, Link, Prove, Send
+from tasks.models.remote_plan import Delivery, Keep, Link, Prove, Send, plan_delivery
 from tasks.models.tally import Tally
 
 _LOOK_EVERY = 0.5
+_PARTS = "parts"
 HASHES_AT_ONCE = max(2, os.cpu_count() or 2)
 """How many files are hashed side by side: hashing keeps a processor busy each."""
 
@@ -48,6 +50,31 @@ def read_here(destination: Path, model: str) -> HostModel:
         CrossgapError: As for `read_host_model`.
     """
     return read_host_model(LocalHost(), str(destination), model)
+
+
+def plan_here(revision: Revision, there: HostModel) -> Delivery:
+    """Plan what has to be done so that this machine has a revision.
+
+    Args:
+        revision: The revision with the files that are wanted.
+        there: What this machine has of its model.
+
+    Raises:
+        Conflict: Something else stands where the revision belongs.
+        DiskFull: There is no room for what has not arrived yet.
+    """
+    parts = Path(there.folder) / OWN_FOLDER / _PARTS
+    sizes = {file.key: file.size for file in revision.files}
+    arrived = sum(bytes_there(parts / key, size) for key, size in sizes.items())
+    # A part grows in its own place.
+    disk = replace(there.disk, free=there.disk.free + arrived)
+    try:
+        return plan_delivery(revision, replace(there, disk=disk))
+    except DiskFull as error:
+        remedy = (
+            "Free space, remove old revisions ('prune_revisions'), or take another destination."
+        )
+        raise DiskFull(error.what, error.where, remedy) from None
 
 
 @contextmanager
@@ -133,6 +160,21 @@ def bring_into_view(brought: Brought) -> None:
         revision_folder.bring_into_view(LocalHost(), brought.plan, sums)
 
 
+def remove_parts(model_folder: Path) -> None:
+    """Remove what has arrived of files that are not wanted any more.
+
+    Args:
+        model_folder: The model's, held by the run, which has all that it wants.
+
+    Raises:
+        PermissionRefused: One cannot be removed.
+    """
+    parts = model_folder / OWN_FOLDER / _PARTS
+    with local_errors(parts):
+        for path in parts.glob("*"):
+            path.unlink()
+
+
 class _Bringing:
     """A revision's files on their way here."""
 
@@ -155,14 +197,32 @@ class _Bringing:
         missing = [action.file for action in actions if isinstance(action, Send)]
         missing += self._link([action for action in actions if isinstance(action, Link)])
         missing += self._prove([action for action in actions if isinstance(action, Prove)])
-        tally.begin(sum(file.size for file in missing), len(missing))
-        wanted = [self._wanted(file) for file in missing]
+        return self._fetch(missing, places, terms, tally)
+
+    def _fetch(
+        self, missing: Sequence[ModelFile], places: Sequence[Place], terms: Terms, tally: Tally
+    ) -> int:
+        """Fetch files, one of those with the same bytes; return how many that were."""
+        same: dict[str, list[ModelFile]] = {}
+        for file in missing:
+            same.setdefault(file.key, []).append(file)
+        twins = {first.path: others for first, *others in same.values()}
+        wanted = [self._wanted(first) for first, *_ in same.values()]
+        tally.begin(sum(one.file.size for one in wanted), len(wanted))
+        left: list[ModelFile] = []
+
+        def have(file: ModelFile, path: Path) -> None:
+            self._proven(file, path)
+            source, held = str(path.relative_to(self._model)), held_here(path, file)
+            named = [replace(twin, sha256=file.sha256) for twin in twins[file.path]]
+            left.extend(self._link([Link(twin, source, held) for twin in named]))
+
         if wanted:
-            fetch_files(wanted, places, terms, tally, self._proven)
-        return len(wanted)
+            fetch_files(wanted, places, terms, tally, have)
+        return len(wanted) + (self._fetch(left, places, terms, tally) if left else 0)
 
     def _wanted(self, file: ModelFile) -> Wanted:
-        part = self._model / OWN_FOLDER / "parts" / file.key
+        part = self._model / OWN_FOLDER / _PARTS / file.key
         return Wanted(file, self._incoming / file.path, part)
 
     def _path_of(self, keep: Keep) -> Path:
@@ -184,7 +244,8 @@ class _Bringing:
                 continue
             if held_here(target, link.file).is_as(link.held):
                 self._proven(link.file, target)
-                self.linked += 1
+                with self._lock:
+                    self.linked += 1
             else:
                 left.append(link.file)
         return left

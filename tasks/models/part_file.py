@@ -39,6 +39,7 @@ class PartFile:
         self._changed = threading.Condition()
         self._blocks = -(-size // BLOCK)
         self._prefix = 0
+        self._fresh: list[tuple[int, int]] = []
         self._over = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -74,6 +75,7 @@ class PartFile:
         with self._changed:
             self._map = bytearray(self._blocks)
             self._prefix = 0
+            self._fresh = []
             os.ftruncate(self._map_file, 0)
             os.pwrite(self._map_file, _head(self.size), 0)
             os.pwrite(self._map_file, self._map, _HEAD)
@@ -128,6 +130,7 @@ class PartFile:
             fresh = bytes([_WRITTEN]) * (last - first)
             self._map[first:last] = fresh
             os.pwrite(self._map_file, fresh, _HEAD + first)
+            self._fresh.append((first, last))
             if first <= self._prefix:
                 end = self._map.find(_ABSENT, self._prefix)
                 self._prefix = self._blocks if end < 0 else end
@@ -170,13 +173,13 @@ class PartFile:
             OSError: The disk is full or broken.
         """
         with self._changed:
-            before = bytes(self._map)
+            fresh, self._fresh = self._fresh, []
         os.fdatasync(self._file)
         with self._changed:
-            for block, kind in enumerate(before):
-                if kind == _WRITTEN and self._map[block] == _WRITTEN:
-                    self._map[block] = _SETTLED
-            os.pwrite(self._map_file, self._map, _HEAD)
+            for first, last in fresh:
+                settled = bytes([_SETTLED]) * (last - first)
+                self._map[first:last] = settled
+                os.pwrite(self._map_file, settled, _HEAD + first)
 
     def become(self, target: Path) -> None:
         """Give the whole file its final name and forget the map.

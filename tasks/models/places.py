@@ -22,6 +22,10 @@ class Body(Protocol):
         """At which byte of the file they begin."""
 
     @property
+    def host(self) -> str:
+        """Who sends them: the place, or where it sends us on to."""
+
+    @property
     def whole(self) -> bool:
         """Whether all of the file comes, though a part was asked for."""
 
@@ -42,6 +46,24 @@ class Place(Protocol):
         Raises:
             CrossgapError: It does not give it, now or while it is being read.
         """
+
+
+def probe(place: Place, file: ModelFile) -> str:
+    """Find out, before anything is fetched, whether a place gives the bytes of a file.
+
+    Args:
+        place: The place.
+        file: One with real weights, which many mirrors leave to other hosts.
+
+    Returns:
+        The host that sends the bytes: the place, or where it sends us on to.
+
+    Raises:
+        CrossgapError: It does not; where it sends us on to is named.
+    """
+    with place.open(file, 0, min(1, file.size)) as body:
+        body.read(1)
+        return body.host
 
 
 class Watch:

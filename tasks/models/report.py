@@ -143,14 +143,17 @@ def note_outcome(
     note_delivery(report, done, targets.same)
     for host, removal in removed.items():
         note_removal(report, host or "here", removal, done=pruned)
-    path = source.folder or Path(targets.here.there.folder if targets.here else "")
-    if source.folder is None:
-        path = path / revision.commit
+    path = source.folder or Path(source.stays)
+    if targets.here:
+        path = Path(targets.here.there.folder) / revision.commit
     if done:
         host = next(iter(done))
-        note_serving(report, targets.plans[host].there.folder, revision, host)
-    elif arriving.brought or source.folder:
-        note_serving(report, str(path.parent), revision, "this machine")
+        note_serving(
+            report, f"{targets.plans[host].there.folder}/{revision.commit}", revision, host
+        )
+    elif not arriving.failure:
+        where = "its host" if source.stays else "this machine"
+        note_serving(report, str(path), revision, where)
     return FetchedModel(
         path=str(path),
         commit=revision.commit,
@@ -242,7 +245,7 @@ def note_serving(report: RunReport[Movement], folder: str, revision: Revision, w
     """Say how to serve it."""
     name = revision.model.rpartition("/")[2]
     report.done.append(
-        f"On {where} it is served by: vllm serve {folder}/{revision.commit} "
+        f"On {where} it is served by: vllm serve {folder} "
         f"--served-model-name {name}. To prove it there again, run sha256sum -c {MANIFEST} in "
         "that folder."
     )

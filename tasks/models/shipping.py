@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 
 from blocks.cancellation import current_cancellation
 from blocks.errors import CrossgapError
+from blocks.hosts import load_host
+from blocks.logs import logger
 from tasks.common.failures import Collected, collect
-from tasks.models import folders, steps
+from tasks.models import folders, host_folders, steps
 from tasks.models.arrivals import Arrivals
 from tasks.models.delivery import Delivered
-from tasks.models.local import Brought
+from tasks.models.fetching import Terms
+from tasks.models.local import Brought, held_alone, plan_here, remove_parts
 from tasks.models.records import forget, save_record
 from tasks.models.remote_plan import Delivery, Removal, Send, plan_delivery, plan_removal
 from tasks.models.sources import Asked, Source, find_on_hub
@@ -29,22 +32,42 @@ if TYPE_CHECKING:
     from blocks.host import Host
 
 
-def find_model(asked: Asked, *, alone: bool) -> AbstractContextManager[Source]:
+def find_model(asked: Asked, *, wanted: bool, alone: bool) -> AbstractContextManager[Source]:
     """Find out what a model consists of and who has it.
 
     Args:
         asked: What an operator asked for.
+        wanted: Whether hosts want it.
         alone: Whether to keep other runs away from it meanwhile; not for a dry run.
 
     Raises:
         CrossgapError: As for `find_on_hub` and `tasks.models.folders`.
     """
+    if asked.host_folder:
+        return _find_on_host(asked, *asked.host_folder, wanted=wanted, alone=alone)
     if not asked.is_folder:
         return find_on_hub(asked, alone=alone)
     folder = asked.folder
     files = folders.list_folder(folder, asked.include, asked.exclude)
     record = steps.hash_folder(str(folder), files, manifest=alone)
     return nullcontext(Source(record.revision, record, folder=folder))
+
+
+@contextmanager
+def _find_on_host(
+    asked: Asked, name: str, folder: str, *, wanted: bool, alone: bool
+) -> Iterator[Source]:
+    host = load_host(name)
+    files = host_folders.list_host_folder(host, folder, asked.include, asked.exclude)
+    record = steps.hash_host_folder(name, folder, files, manifest=alone)
+    if not wanted:
+        yield Source(record.revision, record, stays=folder)
+        return
+    place = host_folders.HostPlace(host, folder)
+    # One connection each: what limits it is the host's disk or line.
+    source = Source(record.revision, record, [place], Terms(connections_per_file=1))
+    with held_alone(asked.root / record.revision.model) if alone else nullcontext():
+        yield source
 
 
 @dataclass(frozen=True)
@@ -85,11 +108,11 @@ def plan_targets(
     """
     revision = source.revision
     here = None
-    if source.folder is None:
-        here = plan_delivery(revision, steps.look_here(str(asked.root), revision.model))
+    if source.folder is None and not source.stays:
+        here = plan_here(revision, steps.look_here(str(asked.root), revision.model))
         lacking = [action.file for action in here.actions if isinstance(action, Send)]
         if lacking:
-            steps.check_way(source, lacking)
+            logger().info("%s", steps.check_way(source, lacking))
     failures: list[CrossgapError] = []
     leaders: Mapping[str, str] = roots
     same: dict[str, str] = {}
@@ -106,6 +129,9 @@ def plan_targets(
         name=str,
     )
     failures += planned.failures
+    for failure in failures:
+        # Hours may pass until the report says so.
+        logger().warning("%s", failure)
     plans = dict(planned.results)
     kept = {host: leaders[host] for host in plans}
     same = {host: other for host, other in same.items() if not other or other in plans}
@@ -166,6 +192,9 @@ def coming(source: Source, root: str) -> Iterator[Coming]:
     if source.folder is not None:
         for file in source.revision.files:
             model.arrivals.give(file, source.folder / file.path)
+        yield model
+        return
+    if source.stays:
         yield model
         return
     begin = time.monotonic()
@@ -246,6 +275,8 @@ def prune(
     for host, plan in plans.items():
         if host not in there:
             continue
+        if really and not host:
+            remove_parts(asked.root / revision.model)
         keep = [revision.commit]
         removal = plan_removal(replace(plan.there, current=revision.commit), keep)
         if really and removal.commits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,8 +18,8 @@ from tasks.models.fetching import Terms
 from tasks.models.files import ModelFile, Revision, chosen_files
 from tasks.models.hub.hub import Hub
 from tasks.models.hub.names import check_model
-from tasks.models.hub.places import Place, probe
 from tasks.models.local import held_alone
+from tasks.models.places import Place, probe
 from tasks.models.records import Record, recall, records, save_record
 from tasks.transfer.rate import RateLimit, pace_of
 from tasks.transfer.turns import Turns
@@ -29,7 +30,7 @@ class Asked:
     """What an operator asked for.
 
     Args:
-        model: `organisation/name`, or a folder.
+        model: `organisation/name`, a folder, or `HOST:FOLDER`.
         revision: Branch, tag or commit.
         hub: Name of the hub's block.
         include: Patterns of files; none for all.
@@ -59,6 +60,12 @@ class Asked:
         """Whether the model is a folder on this machine, and not a name on a hub."""
         return self.model.startswith(("/", "~", "./", "../"))
 
+    @property
+    def host_folder(self) -> tuple[str, str] | None:
+        """The name of a host's block and the folder there, where the model is one."""
+        found = re.fullmatch(r"([a-z0-9][a-z0-9-]*):([/~].*)", self.model)
+        return (found[1], found[2]) if found else None
+
 
 @dataclass(frozen=True)
 class Source:
@@ -71,6 +78,7 @@ class Source:
             can be had is here already.
         terms: How they are fetched.
         folder: Where its files lie, if the model is a folder here.
+        stays: Where they lie on a host, if they are needed nowhere else.
         note: What the operator should know of where it comes from, as a sentence.
     """
 
@@ -79,6 +87,7 @@ class Source:
     places: Sequence[Place] = ()
     terms: Terms = field(default_factory=Terms)
     folder: Path | None = None
+    stays: str = ""
     note: str = ""
 
 

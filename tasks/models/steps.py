@@ -13,7 +13,7 @@ from blocks.local_host import LocalHost
 from tasks.common.failures import Collected
 from tasks.common.progress import HostProgress
 from tasks.common.retry import retrying
-from tasks.models import delivery, folders, local, remote_facts, sources
+from tasks.models import delivery, folders, host_folders, local, remote_facts, sources
 from tasks.models.arrivals import Arrivals
 from tasks.models.delivery import Delivered
 from tasks.models.files import ModelFile, Revision
@@ -42,6 +42,29 @@ def hash_folder(folder: str, files: Sequence[ModelFile], *, manifest: bool = Tru
     with HostProgress(FLOW, "folder", kind="hash") as progress:
         tally = Tally(sum(file.size for file in files), len(files), progress)
         record = folders.hash_folder(Path(folder), files, tally, manifest=manifest)
+        progress.done()
+    return record
+
+
+@task(task_run_name="hash {folder} on {host}", cache_policy=NO_CACHE, **retrying(retries=2))
+def hash_host_folder(
+    host: str, folder: str, files: Sequence[ModelFile], *, manifest: bool = True
+) -> Record:
+    """Hash a folder's files on a host, and write their manifest into it.
+
+    Args:
+        host: Name of the host's block.
+        folder: The folder there.
+        files: Its files.
+        manifest: Whether to write it.
+
+    Raises:
+        CrossgapError: As for `tasks.models.host_folders.hash_host_folder`.
+    """
+    with HostProgress(FLOW, host, kind="hash") as progress:
+        tally = Tally(sum(file.size for file in files), len(files), progress)
+        there = load_host(host)
+        record = host_folders.hash_host_folder(there, folder, files, tally, manifest=manifest)
         progress.done()
     return record
 
@@ -123,7 +146,8 @@ def fetch_files(source: Source, root: str, tally: Tally, arrivals: Arrivals) -> 
     Raises:
         CrossgapError: As for `tasks.models.local.bring_here`.
     """
-    plan = plan_delivery(source.revision, local.read_here(Path(root), source.revision.model))
+    there = local.read_here(Path(root), source.revision.model)
+    plan = local.plan_here(source.revision, there)
     with HostProgress(FLOW, source.revision.model, kind="fetch") as progress:
         progress.counting = lambda: f"{tally.files_done} of {tally.files} files"
         tally.progress = progress

@@ -7,6 +7,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +22,34 @@ from blocks.errors import SeveralFailures
 from blocks.local_host import LocalHost
 from blocks.model_hub import HubEndpoint, ModelHub
 from flows.fetch_model import fetch_model
-from tasks.models.files import MANIFEST, OWN_FOLDER
+from tasks.models import places, steps
+from tasks.models.files import OWN_FOLDER
+from tasks.models.hub.hub import Hub
 from tasks.models.results import FetchedModel, ModelPlan
+from tasks.transfer import turns
+from tests.integration.fetching import (
+    MB,
+    MODEL,
+    SHARD,
+    check_manifest,
+    contents,
+    failure,
+    fetch,
+    make_model,
+    save_hub,
+    write,
+)
 from tests.lab.hub import LabHub
 from tests.lab.hub_faults import Fault
+from tests.lab.registry import LabAuthority
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-MODEL = "lab/tiny-chat"
-SHARD = 6 << 20
-MB = 1 << 20
 
-
-def make_model(folder: Path, *, changed: bool = False) -> dict[str, bytes]:
-    """Write the files of a model, and return them."""
-    noise = {
-        f"model-0000{number}-of-00002.safetensors": os.urandom(SHARD + number) for number in (1, 2)
-    }
-    files = {
-        "config.json": b'{"model_type": "qwen2"}',
-        "tokenizer.json": '{"词": 1}'.encode(),
-        "说明/README 中文.md": "你好".encode(),
-        "empty.txt": b"",
-        **noise,
-    }
-    if changed:
-        files["config.json"] = b'{"model_type": "qwen3"}'
-    write(folder, files)
-    return files
-
-
-def write(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less between two tries."""
+    monkeypatch.setattr("tasks.transfer.turns._FIRST_WAIT", 0.05)
 
 
 @pytest.fixture
@@ -76,24 +71,6 @@ def block(hub: LabHub) -> str:
     return save_hub(hub.url)
 
 
-def save_hub(*urls: str, **fields: Any) -> str:
-    endpoints = [HubEndpoint(url=url) for url in urls]
-    ModelHub(endpoints=endpoints, **fields).save("lab-hub", overwrite=True)
-    return "lab-hub"
-
-
-def fetch(root: Path, model: str = MODEL, **parameters: Any) -> FetchedModel:
-    result = fetch_model(model, hub="lab-hub", destination=str(root), **parameters)
-    assert isinstance(result, FetchedModel)
-    return result
-
-
-def failure(root: Path, model: str = MODEL, **parameters: Any) -> str:
-    with pytest.raises(SeveralFailures) as raised:
-        fetch(root, model, **parameters)
-    return str(raised.value)
-
-
 def summary() -> str:
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["fetch-model-summary"]))
     with get_client(sync_client=True) as client:
@@ -101,18 +78,6 @@ def summary() -> str:
             artifact_filter=wanted, sort=ArtifactSort.UPDATED_DESC, limit=1
         )
     return str(found[0].data)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != MANIFEST
-    }
-
-
-def check_manifest(folder: Path) -> None:
-    subprocess.run(["sha256sum", "-c", "--quiet", "--strict", MANIFEST], cwd=folder, check=True)
 
 
 def test_a_model_arrives_whole_with_a_manifest_and_a_link(
@@ -174,8 +139,11 @@ def test_a_new_revision_moves_only_what_changed_and_links_the_rest(
     assert (Path(new.path).parent / "current").resolve() == Path(new.path)
     assert "old revisions are there" in summary()
 
+    unfinished = tmp_path / "models" / MODEL / OWN_FOLDER / "parts" / "sha256-of-an-older-one"
+    unfinished.write_bytes(b"half")
     pruned = fetch(tmp_path / "models", prune_revisions=True)
     assert not Path(old.path).exists()
+    assert not unfinished.exists()
     assert contents(Path(pruned.path)) == {**content, "config.json": b'{"new": true}'}
 
 
@@ -253,6 +221,32 @@ def test_a_folder_is_hashed_and_delivered_as_it_is(tmp_path: Path) -> None:
     check_manifest(tmp_path / "my 模型")
     assert "not compared with any hub" in summary()
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_folder_on_a_host_is_hashed_in_its_place(tmp_path: Path) -> None:
+    files = make_model(tmp_path / "its 模型")
+    LocalHost().save("its-host", overwrite=True)
+    result = fetch(tmp_path / "unused", f"its-host:{tmp_path}/its 模型")
+    assert not result.compared
+    assert result.path == f"{tmp_path}/its 模型"
+    assert result.files == len(files)
+    check_manifest(tmp_path / "its 模型")
+    assert not (tmp_path / "unused").exists()
+    assert "not compared with any hub" in summary()
+
+
+def test_a_folder_on_a_host_goes_to_another_through_here(tmp_path: Path) -> None:
+    files = make_model(tmp_path / "its")
+    LocalHost().save("its-host", overwrite=True)
+    LocalHost(models_dir=str(tmp_path / "far")).save("far-host", overwrite=True)
+    model = f"its-host:{tmp_path}/its"
+    result = fetch(tmp_path / "models", model, hosts=["far-host"])
+    for root in ("models", "far"):
+        assert contents(tmp_path / root / "local" / "its" / result.commit) == files
+        check_manifest(tmp_path / root / "local" / "its" / result.commit)
+    again = fetch(tmp_path / "models", model, hosts=["far-host"])
+    assert (again.bytes_fetched, again.bytes_delivered) == (0, 0)
+    assert "no such folder on that host" in failure(tmp_path, f"its-host:{tmp_path}/nothing")
 
 
 def test_an_unfinished_download_in_a_folder_is_refused(tmp_path: Path) -> None:
@@ -399,3 +393,150 @@ def test_a_run_that_fails_leaves_nothing_in_view_and_goes_on_later(
     result = fetch(tmp_path / "models")
     assert contents(Path(result.path)) == content
     assert result.bytes_fetched == len(content["model-00001-of-00002.safetensors"])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what is waited for in minutes waited for in moments."""
+    of = Hub.of
+    monkeypatch.setattr(Hub, "of", lambda block: of(block, stall_seconds=1))
+    monkeypatch.setattr(places, "_TRICKLE_SECONDS", 1.0)
+    monkeypatch.setattr(turns, "_FIRST_WAIT", 0.1)
+    monkeypatch.setattr(steps.check_way, "retries", 0)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault("stall", path="/cdn/", after=MB, times=4), "it sent nothing for 1 s"),
+        (Fault("trickle", path="/cdn/", after=MB, times=4), "it gave only"),
+        (Fault("stall", path="/resolve/.*json", after=-1, times=2), "it sent nothing for 1 s"),
+    ],
+    ids=["stall", "trickle", "no-answer"],
+)
+def test_a_connection_that_goes_silent_is_given_up(
+    tmp_path: Path, content: dict[str, bytes], hub: LabHub, fault: Fault, said: str
+) -> None:
+    hub.faults.append(fault)
+    result = fetch(tmp_path / "models")
+    assert contents(Path(result.path)) == content
+    assert said in summary()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_mirror_that_sends_on_to_a_host_out_of_reach_is_found_out_at_once(
+    tmp_path: Path, content: dict[str, bytes], hub: LabHub
+) -> None:
+    hub.faults.append(Fault("redirect", path="/resolve/.*safetensors"))
+    said = failure(tmp_path / "models")
+    assert f"from {hub.url.partition('://')[2]}, which sends on to elsewhere.invalid" in said
+    assert "have that host opened in the firewall" in said
+    assert hub.sent == 0
+    assert content
+
+
+def test_a_file_list_of_several_pages_comes_from_the_mirror_alone(
+    tmp_path: Path, content: dict[str, bytes], hub: LabHub
+) -> None:
+    hub.page_size = 2
+    fault = Fault("next-page", path="/tree/", times=2)
+    hub.faults.append(fault)
+    result = fetch(tmp_path / "models")
+    assert contents(Path(result.path)) == content
+    assert fault.times == 0
+
+
+def test_a_certificate_of_the_sites_own_is_trusted_once_it_is_named(tmp_path: Path) -> None:
+    authority = LabAuthority(tmp_path)
+    files = make_model(tmp_path / "origin")
+    with LabHub(authority=authority, cdn=True) as hub:
+        hub.add(MODEL, tmp_path / "origin")
+        save_hub(hub.url)
+        said = failure(tmp_path / "models")
+        assert "its certificate is not trusted" in said
+        assert "ca_bundle" in said
+        assert hub.seen == []
+        save_hub(hub.url, ca_bundle=str(authority.bundle))
+        result = fetch(tmp_path / "models")
+    assert contents(Path(result.path)) == files
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"path": "../../evil.py", "size": 4, "oid": "0" * 40}, "leads out of the folder"),
+        ({"path": "/etc/cron.d/evil", "size": 4, "oid": "0" * 40}, "leads out of the folder"),
+        ({"path": "weights.bin", "oid": "0" * 40}, "without size or hash"),
+        ({"path": "weights.bin", "size": 4}, "without size or hash"),
+    ],
+    ids=["above", "absolute", "no-size", "no-hash"],
+)
+def test_a_file_list_that_cannot_be_trusted_is_refused(
+    tmp_path: Path, content: dict[str, bytes], hub: LabHub, entry: dict[str, Any], said: str
+) -> None:
+    def rewrite(path: str, document: Any) -> Any:
+        return [*document, {"type": "file", **entry}] if "/tree/" in path else document
+
+    hub.rewrite = rewrite
+    assert said in failure(tmp_path / "models", exclude=["weights.bin"])
+    assert hub.sent == 0
+    assert content
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail("no disk can be mounted")
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Fill a disk that others may be writing to, and return the file that does."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        while (room := os.statvfs(disk)).f_bavail * room.f_frsize > leave:
+            with suppress(OSError):
+                file.write(bytes(min(MB, room.f_bavail * room.f_frsize - leave)))
+    return ballast
+
+
+def test_a_disk_here_that_is_too_small_is_found_out_before_the_first_byte(
+    small_disk: Path, content: dict[str, bytes], hub: LabHub
+) -> None:
+    fill(small_disk, 8 * MB)
+    assert f"needs 12.6 MB but {small_disk} has" in failure(small_disk / "models")
+    assert hub.sent == 0
+    assert content
+
+
+def test_a_disk_here_that_fills_up_costs_nothing_that_had_arrived(
+    small_disk: Path, content: dict[str, bytes], hub: LabHub
+) -> None:
+    save_hub(hub.url, connections_per_file=2)
+    hub.rate = 2e6
+
+    def fill_on_the_way() -> Path:
+        while hub.sent < 7 * MB:
+            time.sleep(0.01)
+        return fill(small_disk, 0)
+
+    with ThreadPoolExecutor() as pool:
+        filling = pool.submit(fill_on_the_way)
+        said = failure(small_disk / "models")
+    assert "the disk here filled up" in said
+    assert [path.name for path in (small_disk / "models" / MODEL).iterdir()] == [OWN_FOLDER]
+    filling.result().unlink()
+    hub.rate = None
+    # Room for what is missing, but not for all of it.
+    fill(small_disk, 8 * MB)
+    result = fetch(small_disk / "models")
+    assert contents(Path(result.path)) == content
+    assert hub.sent < 2 * SHARD + 4 * MB

@@ -37,6 +37,7 @@ class MemoryBody:
     ) -> None:
         self.first = first
         self.whole = whole
+        self.host = "memory"
         self._data = memoryview(data)
         self._at = 0
         self._breaks = breaks

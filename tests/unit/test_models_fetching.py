@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,26 @@ def test_a_place_that_is_away_is_asked_last_for_the_next_files(tmp_path: Path) -
 def test_a_full_disk_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PartFile, "write", write)
+    run = Run(tmp_path, mirror())
+    (error,) = run.failures(BIG_FILE)
+    assert isinstance(error, DiskFull)
+
+
+def test_a_disk_that_a_helping_connection_finds_full_is_said_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PartFile.write
+    full = threading.Event()
+
+    def write(self: PartFile, offset: int, data: bytes) -> None:
+        if threading.current_thread().name.startswith("range-"):
+            full.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if offset:
+            full.wait(10)
+        original(self, offset, data)
 
     monkeypatch.setattr(PartFile, "write", write)
     run = Run(tmp_path, mirror())

@@ -31,7 +31,8 @@ from blocks.errors import (
 from blocks.model_hub import HubEndpoint, HubKind, ModelHub
 from tasks.models.files import ModelFile, Revision
 from tasks.models.hub.hub import Hub
-from tasks.models.hub.places import Place, probe
+from tasks.models.hub.places import Place
+from tasks.models.places import probe
 from tasks.transfer import turns
 from tasks.transfer.web import Throttled
 

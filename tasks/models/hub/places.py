@@ -185,24 +185,6 @@ class Place:
                 del self._targets[file.path]
 
 
-def probe(place: Place, file: ModelFile) -> str:
-    """Find out, before anything is fetched, whether a place gives the bytes of a file.
-
-    Args:
-        place: The place.
-        file: One with real weights, which many mirrors leave to other hosts.
-
-    Returns:
-        The host that sends the bytes: the endpoint, or where it sends us on to.
-
-    Raises:
-        CrossgapError: It does not; where it sends us on to is named.
-    """
-    with place.open(file, 0, min(1, file.size)) as body:
-        body.read(1)
-        return body.host
-
-
 def _extent(
     response: BaseHTTPResponse, file: ModelFile, start: int, stop: int, asked: Asked
 ) -> tuple[int, int]:
