@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from blocks.errors import NotFound
+from blocks.errors import Damaged, NotFound
 from blocks.pouring import local_errors
 from tasks.models.files import OWN_FOLDER, ModelFile, Revision, check_commit, check_files
 
@@ -75,7 +75,7 @@ def read_record(model_folder: Path, commit: str, asked: str = "") -> Record | No
             endpoint=str(content["endpoint"]),
         )
         return Record(revision, bool(content["compared"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, Damaged):
         return None
 
 
