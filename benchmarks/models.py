@@ -40,7 +40,6 @@ HF = "hf download"
 ARIA2 = "aria2c -x8"
 ARIA2_AND_SUMS = "aria2c, then sha256sum on all cores"
 SUMS = "xargs -P2 sha256sum"
-ALONE = "the longer of the two alone"
 
 ONE, MANY = "bench/one", "bench/many"
 _ONE_SIZE, _MANY_SIZE, _MANY_FILES = 1_000_000_000, 100_000_000, 20
@@ -305,7 +304,9 @@ def _valid(runner: Runner) -> None:
 def _deliver(runner: Runner) -> None:
     """Compare download and delivery at once with the longer of the two alone."""
     bench = runner.bench
-    bench.lab.shape_uplink(_LINE_MBIT)
+    hosts = [bench.lab.host(name) for name in _HOSTS]
+    for host in hosts:
+        host.slow(_LINE_MBIT)
     try:
         runner.compare(
             f"download and delivery to 2 hosts, {_LINE_MBIT} Mbit/s each",
@@ -317,7 +318,8 @@ def _deliver(runner: Runner) -> None:
             bench.slow,
         )
     finally:
-        bench.lab.shape_uplink(None)
+        for host in hosts:
+            host.slow(None)
 
 
 def _delivery_alone(bench: Bench) -> float:

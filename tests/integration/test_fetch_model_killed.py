@@ -54,8 +54,15 @@ RUN = textwrap.dedent("""
         setattr(getattr(importlib.import_module(module), owner), name, hold)
     fetch(Path(root), hosts=hosts)
 """)
-# Stands in for mv, which brings a folder into view.
-HOLD = '#!/bin/sh\ncase "$*" in *incoming*) : >"{reached}"; sleep 600 ;; esac\nexec /bin/mv "$@"\n'
+# Stands in for mv, which brings a folder into view; it ends with the run, though killed apart.
+HOLD = """#!/bin/sh
+case "$*" in *incoming*)
+    : >"{reached}"
+    until [ -e "{reached}.over" ]; do sleep 0.05; done
+    exit 1 ;;
+esac
+exec /bin/mv "$@"
+"""
 
 
 class Case:
@@ -94,6 +101,7 @@ class Case:
         finally:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
+            Path(f"{self.reached}.over").touch()
 
     def hold_mv(self) -> None:
         """Have the run held when it brings the folder into view."""
