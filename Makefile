@@ -72,8 +72,9 @@ format: $(STAMP) ## format the code and repair what can be repaired
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+# Extras stay in the pins: older pips take `name[extra]` for another thing than `name`.
 lock: ## write requirements.lock from pyproject.toml anew (needs uv)
-	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --group dev \
+	@uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --group dev \
 		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml >/dev/null
 
 clean: ## remove what was built and cached here, and the demo's history
