@@ -87,11 +87,16 @@ class Body:
     def _pass(self, source: Source, begin: int, end: int, rate: float | None) -> None:
         step = max(1, min(_MOST_AT_ONCE, int(rate / _STEPS_PER_SECOND))) if rate else _MOST_AT_ONCE
         while begin < end:
-            sent = self._write(source, begin, min(step, end - begin))
+            sent, due = 0, min(step, end - begin)
+            # Beforehand: whoever has the last byte may look at once.
+            self._count(due)
+            try:
+                sent = self._write(source, begin, due)
+            finally:
+                self._count(sent - due)
             if not sent:
                 raise ConnectionAbortedError("the file has become shorter")
             begin += sent
-            self._count(sent)
             if rate:
                 self._wait(sent / rate)
 
