@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.material import load_images, real_layers
-from benchmarks.measuring import Way, chart, table, write_json
+from benchmarks.measuring import Way, publish
 from benchmarks.memory import MemoryWatch
 from blocks.ssh_host import SSHHost
 from deployments.register import register
@@ -41,7 +41,6 @@ OLD, NEW = "bench/app:1", "bench/app:2"
 _SIZES = {"base": 620, "a": 130, "b": 170, "c": 140, "d": 160, "e": 150, "app": 180, "new": 4}
 _SLOW_MBIT = 200
 _HOSTS = ("gpu1", "gpu2")
-_MIB = 1 << 20
 
 
 class Bench:
@@ -293,16 +292,8 @@ def main() -> int:
         runner = Runner(bench, arguments.runs, arguments.ways)
         runner.log = arguments.log
         measure(runner, arguments.only)
-    print(table(runner.ways, OURS))
-    for name, value in runner.notes.items():
-        shown = f"{int(str(value)) / _MIB:,.0f} MiB" if "memory" in name else value
-        print(f"{name}: {shown}")
-    ways = runner.ways
-    if arguments.json:
-        ways = write_json(arguments.json, ways, {"cpus": os.cpu_count(), **runner.notes})
-    if arguments.chart:
-        drawn = [way for way in ways if not way.thing.startswith("nothing")]
-        arguments.chart.write_text(chart(drawn, OURS, "Images onto a server (medians)"))
+    title = "Images onto a server (medians)"
+    publish(runner.ways, runner.notes, OURS, title, arguments.json, arguments.chart)
     return 0
 
 

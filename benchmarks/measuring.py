@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -69,6 +71,37 @@ def write_json(path: Path, ways: Sequence[Way], facts: dict[str, object]) -> lis
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
     return merged
+
+
+def publish(
+    ways: Sequence[Way],
+    notes: Mapping[str, object],
+    ours: str,
+    title: str,
+    json_file: Path | None,
+    chart_file: Path | None,
+) -> None:
+    """Print what was measured, and write the files that are wanted.
+
+    Args:
+        ways: What was measured now.
+        notes: Further figures by name; those of memory are in bytes.
+        ours: The way that the others are compared with.
+        title: Of the chart, which shows what was done in several ways.
+        json_file: Keeps its figures of what was not measured now, which the chart shows too.
+        chart_file: Where the chart goes.
+    """
+    print(table(ways, ours))
+    for name, value in notes.items():
+        shown = f"{int(str(value)) / (1 << 20):,.0f} MiB" if "memory" in name else value
+        print(f"{name}: {shown}")
+    shown_ways = list(ways)
+    if json_file:
+        shown_ways = write_json(json_file, ways, {"cpus": os.cpu_count(), **notes})
+    if chart_file:
+        things = Counter(way.thing for way in shown_ways)
+        compared = [way for way in shown_ways if things[way.thing] > 1]
+        chart_file.write_text(chart(compared, ours, title))
 
 
 _ROW, _GAP, _LEFT, _WIDTH = 22, 16, 250, 900

@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Way, chart, table, write_json
+from benchmarks.measuring import Way, publish
 from benchmarks.memory import MemoryWatch, flow_processes
 from blocks.model_hub import HubEndpoint, ModelHub
 from blocks.ssh_host import SSHHost
@@ -382,16 +382,8 @@ def main() -> int:
     with machines() as bench:
         runner = Runner(bench, arguments.runs, log=arguments.log)
         measure(runner, arguments.only)
-    print(table(runner.ways, OURS))
-    for name, value in runner.notes.items():
-        shown = f"{int(str(value)) / _MIB:,.0f} MiB" if "memory" in name else value
-        print(f"{name}: {shown}")
-    ways = runner.ways
-    if arguments.json:
-        ways = write_json(arguments.json, ways, {"cpus": os.cpu_count(), **runner.notes})
-    if arguments.chart:
-        drawn = [way for way in ways if any(w.thing == way.thing and w is not way for w in ways)]
-        arguments.chart.write_text(chart(drawn, OURS, "A model from a mirror (medians)"))
+    title = "A model from a mirror (medians)"
+    publish(runner.ways, runner.notes, OURS, title, arguments.json, arguments.chart)
     return 0
 
 

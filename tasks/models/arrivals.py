@@ -32,7 +32,7 @@ class Arrivals:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._given: list[Arrived] = []
-        self._by_path: dict[str, Arrived] = {}
+        self._paths: set[str] = set()
         self._error: Exception | None = None
 
     def give(self, file: ModelFile, path: Path | Content) -> None:
@@ -43,10 +43,10 @@ class Arrivals:
             path: Where it lies here, or its bytes where they lie in parts.
         """
         with self._changed:
-            if file.path in self._by_path:
+            if file.path in self._paths:
                 return  # a try before this one gave it
-            arrived = self._by_path[file.path] = Arrived(file, path)
-            self._given.append(arrived)
+            self._paths.add(file.path)
+            self._given.append(Arrived(file, path))
             self._changed.notify_all()
 
     def fail(self, error: Exception) -> None:
@@ -82,24 +82,3 @@ class Arrivals:
             if self._error:
                 raise self._error
             self._changed.wait(_LOOK_EVERY)
-
-    def wait(self, file: ModelFile, where: str = "models") -> Arrived:
-        """Wait until a file is available.
-
-        Args:
-            file: The file.
-            where: Who waits, for the error of a cancelled run.
-
-        Returns:
-            The file with its SHA-256, and where it lies here.
-
-        Raises:
-            Cancelled: The run was cancelled.
-            Exception: What `fail` was told, when the file has not come before.
-        """
-        while True:
-            with self._changed:
-                count = len(self._given)
-                if arrived := self._by_path.get(file.path):
-                    return arrived
-            self.wait_beyond(count, where)

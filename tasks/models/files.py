@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from hashlib import sha1
 
 from blocks.errors import Damaged, InvalidInput
 
@@ -65,11 +64,6 @@ class Revision:
         return sum(file.size for file in self.files)
 
 
-def git_blob_sha1(content: bytes) -> str:
-    """Return what git calls a file of these bytes."""
-    return sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
 def check_commit(commit: str, where: str) -> str:
     """Return a commit if it is one.
 
@@ -100,8 +94,7 @@ def check_files(files: Iterable[ModelFile], where: str) -> tuple[ModelFile, ...]
                 f"{problem} ({file.path[:200]!r})",
                 where,
                 "The repository, or what the mirror makes of it, cannot be trusted: look at its "
-                "file list in a browser, or take another mirror. Files can be left out by "
-                "'exclude' only when their names are sound.",
+                "file list in a browser, or take another mirror.",
             )
         names.add(file.path)
     return checked

@@ -192,9 +192,7 @@ def coming(source: Source, root: str) -> Iterator[Coming]:
     if source.folder is not None:
         for file in source.revision.files:
             model.arrivals.give(file, source.folder / file.path)
-        yield model
-        return
-    if source.stays:
+    if source.folder is not None or source.stays:
         yield model
         return
     begin = time.monotonic()

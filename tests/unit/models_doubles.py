@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from blocks.errors import CrossgapError
-from tasks.models.files import ModelFile, git_blob_sha1
+from tasks.models.files import ModelFile
+
+
+def git_blob_sha1(content: bytes) -> str:
+    """Return what git calls a file of these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def large_file(path: str, content: bytes) -> ModelFile:
